@@ -1,0 +1,20 @@
+"""Which images are there, and what exactly does the network see of them?"""
+
+from diag_lib.images.decode import DecodeError, decode, decode_bytes
+from diag_lib.images.sources import ImageTable, printable, read_table
+from diag_lib.images.store import ImageSet, epoch_batches, open_split, to_input
+from diag_lib.images.views import Reencode
+
+__all__ = [
+    "DecodeError",
+    "ImageSet",
+    "ImageTable",
+    "Reencode",
+    "decode",
+    "decode_bytes",
+    "epoch_batches",
+    "open_split",
+    "printable",
+    "read_table",
+    "to_input",
+]

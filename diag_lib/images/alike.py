@@ -1,0 +1,155 @@
+"""What do the images look like when both classes have been saved alike?
+
+Writes a derived dataset in which format, JPEG tables, chroma subsampling and size no longer depend on the
+class. The class that was compressed hardest keeps its bytes and is the untouched control; the other class is
+re-encoded with tables drawn from it, since a codec can be added but not taken away.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from diag_lib.images.decode import DecodeError, Pixels, decode, decode_bytes, read_bytes
+
+_BLOCK = 16  # JPEG's largest coding unit: crops on its grid keep a second encoding close to the first
+_NAMES = ("real", "fake")
+_SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
+
+Tables = dict[int, list[int]]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a file was saved. `tables` is None unless it is a JPEG; `subsampling` as Pillow names it."""
+
+    format: str
+    size: tuple[int, int]
+    tables: Tables | None
+    subsampling: str
+
+    @property
+    def coarseness(self) -> float:
+        """Mean luminance quantisation step; 0 for a lossless file."""
+        return float(np.mean(self.tables[0])) if self.tables else 0.0
+
+
+@dataclass(frozen=True)
+class AlikeDataset:
+    """The derived dataset: its root, what was made equal, and which image came from which."""
+
+    root: Path
+    what: str
+    origin: pd.DataFrame  # path in the derived set -> path in the original
+
+
+def read_encoding(file: str | Path) -> Encoding:
+    """How the file was saved. Raises `DecodeError` when it cannot be decoded completely."""
+    decoded = decode_bytes(read_bytes(file))
+    subsampling = decoded.subsampling if decoded.subsampling in _SUBSAMPLINGS else _SUBSAMPLINGS[-1]
+    return Encoding(
+        decoded.format, (decoded.width, decoded.height), decoded.quantization or None, subsampling
+    )
+
+
+def write_alike(frame: pd.DataFrame, out: Path, *, seed: int, limit: int = 2000) -> AlikeDataset | None:
+    """Write the images of `frame` (columns path, file, label, split) alike below `out`.
+
+    At most `limit` images a split and class are taken, drawn by `seed`. Returns None when the classes are
+    saved alike already, so that nothing can be learned from it.
+    """
+    frame, encodings = _readable(_sample(frame, limit, seed))
+    of_class = {
+        label: [e for e, y in zip(encodings, frame["label"], strict=True) if y == label] for label in (0, 1)
+    }
+    if not of_class[0] or not of_class[1]:
+        return None
+    coarse = _coarser_class(of_class)
+    crop = _common_size(of_class)
+    if coarse is None and crop is None and {e.format for e in of_class[0]} == {e.format for e in of_class[1]}:
+        return None
+    if out.exists():
+        shutil.rmtree(out)
+    rng = np.random.default_rng([seed, 0xA11C])
+    donors = [e for e in of_class[coarse] if e.tables] if coarse is not None else []
+    origin = []
+    columns = (frame[name] for name in ("path", "file", "label", "split"))
+    for number, (path, file, label, split, encoding) in enumerate(zip(*columns, encodings, strict=True)):
+        folder = out / split / _NAMES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        control = label == coarse and encoding.tables is not None
+        donor = encoding if control else donors[rng.integers(len(donors))] if donors else None
+        target = folder / f"{number:07d}{'.jpg' if donor else '.png'}"
+        if control and crop is None:
+            shutil.copyfile(file, target)
+        else:
+            _save(decode(file), target, donor, crop)
+        origin.append((target.relative_to(out).as_posix(), path))
+    return AlikeDataset(
+        out, _describe(coarse, crop, donors), pd.DataFrame(origin, columns=["path", "original"])
+    )
+
+
+def _sample(frame: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
+    parts = [
+        group if len(group) <= limit else group.sample(limit, random_state=seed)
+        for _, group in frame.groupby(["split", "label"], sort=True)
+    ]
+    return pd.concat(parts).sort_index().reset_index(drop=True)
+
+
+def _readable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Encoding]]:
+    encodings, kept = [], []
+    for index, file in enumerate(frame["file"]):
+        try:
+            encodings.append(read_encoding(file))
+            kept.append(index)
+        except DecodeError:
+            continue
+    return frame.iloc[kept].reset_index(drop=True), encodings
+
+
+def _coarser_class(of_class: dict[int, list[Encoding]]) -> int | None:
+    """The class whose files were compressed harder; None when the medians agree."""
+    medians = [float(np.median([e.coarseness for e in of_class[label]])) for label in (0, 1)]
+    if abs(medians[0] - medians[1]) < 0.5:  # half a quantisation step: the same quality setting
+        return None
+    return int(medians[1] > medians[0])
+
+
+def _common_size(of_class: dict[int, list[Encoding]]) -> tuple[int, int] | None:
+    """Width and height to crop all but the smallest images to, when the classes differ; else None."""
+    sizes = [np.array([e.size for e in of_class[label]]) for label in (0, 1)]
+    if np.array_equal(np.median(sizes[0], axis=0), np.median(sizes[1], axis=0)):
+        return None
+    width, height = np.quantile(np.concatenate(sizes), 0.02, axis=0).astype(int)
+    return max(int(width), 1), max(int(height), 1)
+
+
+def _save(pixels: Pixels, target: Path, donor: Encoding | None, crop: tuple[int, int] | None) -> None:
+    image = Image.fromarray(pixels)
+    if crop is not None:
+        width, height = min(crop[0], image.width), min(crop[1], image.height)
+        left = (image.width - width) // 2 // _BLOCK * _BLOCK
+        top = (image.height - height) // 2 // _BLOCK * _BLOCK
+        image = image.crop((left, top, left + width, top + height))
+    if donor is None:
+        image.save(target, "PNG")
+    else:
+        image.save(target, "JPEG", qtables=donor.tables, subsampling=donor.subsampling)
+
+
+def _describe(coarse: int | None, crop: tuple[int, int] | None, donors: list[Encoding]) -> str:
+    parts = []
+    if coarse is not None and donors:
+        parts.append(
+            f"the {_NAMES[1 - coarse]} images saved as JPEG with the tables of the {_NAMES[coarse]} ones"
+        )
+    elif coarse is None:
+        parts.append("all images saved in one format")
+    if crop is not None:
+        parts.append(f"both classes cropped to {crop[0]} x {crop[1]}")
+    return " and ".join(parts)
