@@ -1,0 +1,58 @@
+"""Which scalars did a run write for TensorBoard? Needs the extra `tensorboard`."""
+
+from pathlib import Path
+
+from diag_lib.errors import UserError
+
+Points = list[tuple[int, float]]
+
+
+def read_scalars(path: Path, max_bytes: int) -> dict[str, Points]:
+    """All scalars of an events file, or of the events files in a folder, as tag -> [(step, value), ...].
+
+    Tags from subfolders are prefixed with the subfolder, as TensorBoard names its runs.
+
+    Raises
+    ------
+    UserError : no events there, too large, unreadable, or the extra is not installed.
+    """
+    files = sorted(path.rglob("*tfevents*")) if path.is_dir() else [path]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise UserError(f"history {path.name}: the folder holds no TensorBoard events; name the history file")
+    total = sum(file.stat().st_size for file in files)
+    if total > max_bytes:
+        raise UserError(
+            f"history {path.name}: {total:,} bytes of events; the limit is {max_bytes:,}, name one run's file"
+        )
+    series: dict[str, Points] = {}
+    for file in files:
+        folder = "" if file == path else "/".join(file.relative_to(path).parts[:-1])
+        for tag, points in _scalars(file, path.name).items():
+            series.setdefault(f"{folder}/{tag}" if folder else tag, []).extend(points)
+    return series
+
+
+def _scalars(file: Path, source: str) -> dict[str, Points]:
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.util.tensor_util import make_ndarray
+    except ImportError:
+        raise UserError(
+            f"history {source}: TensorBoard events need an extra: pip install 'diag-lib[tensorboard]'"
+        ) from None
+    found: dict[str, Points] = {}
+    try:
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+        tags = events.Tags()
+        for tag in tags["scalars"]:
+            found[tag] = [(event.step, float(event.value)) for event in events.Scalars(tag)]
+        for tag in tags["tensors"]:  # how TensorFlow 2 and Keras write scalars
+            arrays = [(event.step, make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
+            if all(array.size == 1 and array.dtype.kind in "fiu" for _, array in arrays):
+                found[tag] = [(step, float(array.reshape(-1)[0])) for step, array in arrays]
+    except Exception as error:  # a foreign binary format breaks in many ways
+        raise UserError(
+            f"history {source}: the events file cannot be read ({type(error).__name__})"
+        ) from None
+    return found
