@@ -1,0 +1,279 @@
+"""How is a student trained? The two-stage schedule, read from top to bottom.
+
+Stage 1 trains `trainable_s1` (plateau schedule on the validation AUC of half A), stage 2 `trainable_s2`
+(cosine), each with a fresh optimiser. Several arms go through the same batches in lockstep: one decoding and
+one teacher look-up serve all of them, and what differs between two arms is their settings alone.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diag_lib.losses import LogitScale, LossParts, weighted_loss
+from diag_lib.models import PatchModel, align, derived_seed, pool, select_trainable
+from diag_lib.settings import Settings
+from diag_lib.statistics import auc
+from diag_lib.training.data import Batch, Data
+from diag_lib.training.signals import gradient_signals, parameter_deltas, sampled_epochs, step_ratio
+
+PLATEAU = {"mode": "max", "factor": 0.5, "patience": 2}
+SGD_MOMENTUM = 0.9
+HISTORY = ("stage", "train_loss", "train_distill_loss", "train_task_loss", "val_loss", "val_acc", "val_auc")
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": lambda parameters, **options: torch.optim.SGD(parameters, momentum=SGD_MOMENTUM, **options),
+}
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass
+class Student:
+    """One arm in training: its network, optimiser and record.
+
+    `data` gives images and teacher, `settings` everything else. A network that contains NaN ends the arm
+    (`stopped` says why); as in an ordinary loop, steps with a non-finite loss are taken all the same, except
+    that fp16 loss scaling skips them. BatchNorm also behaves as in an ordinary loop: `model.train()` lets
+    every layer use batch statistics and update its running ones, also layers whose parameters are frozen.
+    """
+
+    settings: Settings
+    model: PatchModel
+    data: Data
+    scale: LogitScale | None = None
+    epoch: int = 0
+    history: dict[str, list[Any]] = field(default_factory=lambda: {key: [] for key in HISTORY})
+    signals: list[dict[str, Any]] = field(default_factory=list)
+    nonfinite_steps: int = 0
+    unreached_steps: int = 0
+    image_steps: int = 0
+    seconds: float = 0.0
+    stopped: str | None = None
+
+    def __post_init__(self) -> None:
+        device = self.data.hardware.device
+        self.initial = {name: p.detach().clone().cpu() for name, p in self.model.named_parameters()}
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        size = self.data.train.image_size
+        self.geometry = self.model.geometry(size)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.data.hardware.dtype == torch.float16)
+        self.random = ":" in self.model.arch or any("Drop" in type(m).__name__ for m in self.model.modules())
+        self.sampled = sampled_epochs(self.epochs)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of both stages."""
+        return self.settings.training.epochs_s1 + self.settings.training.epochs_s2
+
+    @property
+    def distills(self) -> bool:
+        """Whether the teacher has any weight."""
+        return self.settings.training.distillation.alpha_distill > 0
+
+    @property
+    def stage(self) -> int:
+        """1 or 2, of the current epoch."""
+        return 1 if self.epoch < self.settings.training.epochs_s1 else 2
+
+    def start_stage(self) -> None:
+        """Freeze, and make a fresh optimiser and schedule for the current stage."""
+        t, chosen, first = self.settings.training, self.settings.student, self.stage == 1
+        select_trainable(self.model, list(chosen.trainable_s1 if first else chosen.trainable_s2))
+        self.parameters: list[nn.Parameter] = [p for p in self.model.parameters() if p.requires_grad]
+        rate = t.lr_s1 if first else t.lr_s2
+        self.optimizer = OPTIMIZERS[t.optimizer](self.parameters, lr=rate, weight_decay=t.weight_decay)
+        self.scheduler: Any = (
+            torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, **PLATEAU)  # type: ignore[arg-type]
+            if first
+            else torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=t.epochs_s2)
+        )
+
+    def begin_epoch(self) -> None:
+        """Ready for the epoch's first batch."""
+        if self.epoch in (0, self.settings.training.epochs_s1):
+            self.start_stage()
+        self.model.train()
+        # total, distill and task loss, non-finite steps, images: on the device until the epoch is over
+        self.sums = torch.zeros(5, dtype=torch.float64, device=_sum_device(self.data))
+
+    def losses(self, patches: Tensor, batch: Batch, rows: slice = slice(None)) -> LossParts:
+        """The weighted sum of both losses for the rows of a batch, from their patch logits (B, 1, h, w)."""
+        student = patches[rows].float()
+        teacher = aligned = None
+        if self.distills and batch.teacher is not None and self.data.maps is not None:
+            teacher = batch.teacher[rows]
+            grid = (teacher.shape[-2], teacher.shape[-1])
+            aligned = align(student, self.geometry, self.data.maps.geometry, grid)
+        logits = pool(student, self.settings.pooling)
+        chosen = self.settings.training.distillation
+        return weighted_loss(aligned, teacher, logits, batch.y[rows], chosen, self.scale)
+
+    def train_batch(self, batch: Batch, step: int, examine: bool) -> None:
+        """One optimisation step."""
+        with _own_randomness(self.random, self.settings.training.seed, step), self.data.hardware.autocast():
+            patches = self.model(batch.x)
+        loss = self.losses(patches, batch)
+        if not loss.total.requires_grad:  # the network detaches its output: nothing can be learned
+            self.unreached_steps += 1
+            self._count(loss, len(batch.y))
+            return
+        if examine:
+            found = gradient_signals(
+                lambda rows: self.losses(patches, batch, rows), len(batch.y), self.parameters
+            )
+            before = [p.detach().clone() for p in self.parameters]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+        self.data.world.average_gradients(self.parameters, batch.share)
+        if self.settings.training.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.training.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if examine and found is not None:
+            moved = step_ratio(before, self.parameters)
+            self.signals.append({"epoch": self.epoch, **asdict(found), "update_to_weight": moved})
+        self._count(loss, len(batch.y))
+
+    def _count(self, loss: LossParts, size: int) -> None:
+        distill = loss.distill if loss.distill is not None else torch.full_like(loss.task, math.nan)
+        parts = torch.stack([loss.total.detach(), distill.detach(), loss.task.detach()]).to(self.sums)
+        self.sums[:3] += parts * size
+        self.sums[3] += (~torch.isfinite(parts[0])).to(self.sums)
+        self.sums[4] += size
+
+    def end_epoch(self, val_logits: Floats) -> None:
+        """Record the epoch, step the schedule, notice a broken network."""
+        labels = self.data.val.labels
+        total, distill, task, broken, images = self.data.world.add(self.sums).tolist()
+        values = (self.stage, total / images, distill / images, task / images, *validate(val_logits, labels))
+        for key, value in zip(HISTORY, values, strict=True):
+            self.history[key].append(value)
+        self.nonfinite_steps += math.ceil(broken / self.data.world.size)
+        self.image_steps += int(images)
+        if not self.unreached_steps:  # else the optimiser took no step that a schedule could follow
+            self.step_schedule(val_logits)
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            self.stopped = f"the weights are no longer finite after epoch {self.epoch + 1} of {self.epochs}"
+        self.epoch += 1
+
+    def step_schedule(self, val_logits: Floats) -> None:
+        """Plateau on half A of the validation images (stage 1), cosine (stage 2); once an epoch."""
+        if self.stage == 2:
+            self.scheduler.step()
+            return
+        half = self.data.half_a
+        chosen = auc(self.data.val.labels[half], val_logits[half], nan="undefined").value
+        self.scheduler.step(0.5 if math.isnan(chosen) else chosen)
+
+    def deltas(self) -> dict[str, dict[str, float | bool]]:
+        """How far each parameter moved from its start (call it after the training)."""
+        chosen, t = self.settings.student, self.settings.training
+        stages = ((t.epochs_s1, chosen.trainable_s1), (t.epochs_s2, chosen.trainable_s2))
+        trained = {n for epochs, names in stages if epochs for n in select_trainable(self.model, list(names))}
+        return parameter_deltas(self.initial, self.model, trained)
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on after this epoch as if nothing had happened."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            **{name: getattr(self, name) for name in _RESUMED},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.epoch = state["epoch"] - 1  # the stage of the last finished epoch owns the optimiser
+        self.start_stage()
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        for name in _RESUMED:
+            setattr(self, name, state[name])
+
+
+_RESUMED = (
+    "epoch", "history", "signals", "nonfinite_steps", "unreached_steps", "image_steps", "seconds", "stopped",
+)  # fmt: skip
+
+
+def train(students: Sequence[Student], data: Data, after_epoch: Callable[[Student], None]) -> None:
+    """Train the students in lockstep to the end of their schedule (from wherever each of them is).
+
+    `after_epoch(student)` is called when an epoch of a student is complete: the place for checkpoints.
+    """
+    for epoch in range(max((student.epochs for student in students), default=0)):
+        live = [s for s in students if s.epoch == epoch and epoch < s.epochs and s.stopped is None]
+        if not live:
+            continue
+        started = time.monotonic()
+        for student in live:
+            student.begin_epoch()
+        steps = math.ceil(len(data.train.frame) / data.settings.training.batch_size)
+        for index, batch in enumerate(data.training_batches(epoch)):
+            for student in live:
+                examine = index == steps // 2 and epoch in student.sampled
+                student.train_batch(batch, epoch * steps + index, examine)
+        for student in live:
+            data.world.average_buffers(student.model)
+        val_logits = evaluate(live)
+        share = (time.monotonic() - started) / len(live)
+        for student, logits in zip(live, val_logits, strict=True):
+            student.seconds += share
+            student.end_epoch(logits)
+            after_epoch(student)
+
+
+@torch.inference_mode()
+def evaluate(students: Sequence[Student]) -> list[Floats]:
+    """Raw image logits of the validation images by each student, float64; networks in eval mode, fp32."""
+    data, world = students[0].data, students[0].data.world
+    mine = np.arange(len(data.val.frame))[world.rank :: world.size]
+    logits = torch.zeros(len(students), len(data.val.frame), dtype=torch.float64)
+    for student in students:
+        student.model.eval()
+    at = 0
+    for batch in data.evaluation_batches(data.val, mine):
+        rows = mine[at : at + len(batch.y)]
+        at += len(batch.y)
+        for student, row in zip(students, logits, strict=True):
+            row[rows] = pool(student.model(batch.x).cpu().double(), student.settings.pooling)
+    return list(world.add(logits).numpy())
+
+
+def validate(logits: Floats, labels: npt.NDArray[np.int64]) -> tuple[float, float, float]:
+    """(BCE, accuracy at logit 0, rank AUC) of raw image logits; NaN where undefined."""
+    loss = F.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(labels).double())
+    accuracy = float(np.mean((logits > 0) == (labels == 1)))
+    return float(loss), accuracy, auc(labels, logits, nan="undefined").value
+
+
+def _sum_device(data: Data) -> torch.device:
+    """Where float64 sums can live (MPS has no float64)."""
+    device = data.hardware.device
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+@contextlib.contextmanager
+def _own_randomness(needed: bool, seed: int, step: int):  # type: ignore[no-untyped-def]
+    """Dropout drawn from (seed, step) alone, so that arms in lockstep do not disturb each other's."""
+    if not needed:
+        yield
+        return
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derived_seed(seed, f"step {step}"))
+        yield
