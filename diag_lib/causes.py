@@ -1,0 +1,427 @@
+"""Which root causes are known, what speaks for and against each, what proves it, and what is the cure?
+
+The table `CAUSES` is the medicine: one entry a cause, in the order of decision (integrity of the data,
+wiring, teacher, labels, optimisation, loss). A screen reads evidence only; the experiment named beside it
+is run by the verdict step and turns a suspicion into a proof.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from diag_lib import screens
+from diag_lib.screens import Case, Screen
+
+Status = Literal["established", "likely", "possible"]
+ProofKind = Literal["gain", "inflation_removed", "direct"]
+
+HEALTHY_GAIN = 0.05
+"""When the status quo learns already, the gain's lower bound must exceed this: head-room is no illness."""
+
+
+@dataclass(frozen=True)
+class Fix:
+    """The cure: a sentence, a settings patch (nested as in YAML) or None, and things to do by hand."""
+
+    text: str
+    settings: dict[str, Any] | None = None
+    actions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One row of the table.
+
+    `experiment` names an entry of `diag_lib.experiments.EXPERIMENTS` (or an arm as ``arm:<id>``), None for a
+    direct proof. `yields_to` lists causes that, once established, explain the same evidence.
+    """
+
+    id: str
+    group: Literal["data", "teacher", "loss", "optimisation", "model"]
+    sentence: str
+    screen: Screen
+    experiment: str | None
+    proof: ProofKind
+    fix: Callable[[Case], Fix]
+    equivalent: tuple[str, ...] = ()
+    yields_to: tuple[str, ...] = ()
+    told_apart_by: str = ""
+
+
+def _patch(**distillation: float | str) -> dict[str, Any]:
+    return {"training": {"distillation": distillation}}
+
+
+def _fix(text: str, patch: dict[str, Any] | None = None, *actions: str) -> Callable[[Case], Fix]:
+    return lambda case: Fix(text, patch, actions)
+
+
+def _fix_from(finding_id: str, text: str, *actions: str) -> Callable[[Case], Fix]:
+    """A fix whose settings patch was measured by a probe (the finding's `data.settings`)."""
+
+    def fix(case: Case) -> Fix:
+        found = case.finding(finding_id)
+        return Fix(text, found.data.get("settings") if found else None, actions)
+
+    return fix
+
+
+def _data_file(finding_id: str, text: str, *actions: str) -> Callable[[Case], Fix]:
+    """A fix by hand that names the list of files which a step wrote (the finding's `data.file`)."""
+
+    def fix(case: Case) -> Fix:
+        found = case.finding(finding_id)
+        listed = found.data.get("file") if found else None
+        return Fix(text, None, (*actions, *((f"the files are listed in {listed}",) if listed else ())))
+
+    return fix
+
+
+SKIP_TEACHER = _patch(alpha_distill=0.0, alpha_task=1.0)
+
+CAUSES: tuple[Cause, ...] = (
+    Cause(
+        id="corrupt_images",
+        group="data",
+        sentence="Too many image files cannot be decoded completely.",
+        screen=screens.corrupt_images,
+        experiment=None,
+        proof="direct",
+        fix=_data_file(
+            "audit.unreadable", "Replace or remove the unreadable files.", "restore the files or drop them"
+        ),
+    ),
+    Cause(
+        id="leakage",
+        group="data",
+        sentence="Validation pictures also stand in train, so the reported AUC flatters.",
+        screen=screens.leakage,
+        experiment="without_leaks",
+        proof="inflation_removed",
+        fix=_data_file(
+            "audit.leakage",
+            "Exclude the leaked validation images and split by group.",
+            "split again so that near-duplicates stay on one side",
+        ),
+    ),
+    Cause(
+        id="shortcut",
+        group="data",
+        sentence="How the files were saved gives the label away, so the AUC measures the file format.",
+        screen=screens.shortcut,
+        experiment="encoded_alike",
+        proof="inflation_removed",
+        fix=_fix(
+            "Bring both classes to the same format, quality and size before training.",
+            None,
+            "re-encode both classes alike (same codec, quality, chroma subsampling, size)",
+            "judge the detector only on images that were saved alike",
+        ),
+    ),
+    Cause(
+        id="teacher_weights_not_loaded",
+        group="teacher",
+        sentence="The teacher's weights were not loaded: it answers like a random network.",
+        screen=screens.weights_not_loaded,
+        experiment=None,
+        proof="direct",
+        fix=_fix(
+            "Load the teacher's weights completely, or train without it until they load.",
+            SKIP_TEACHER,
+            "set teacher.weights and teacher.arch so that no key is missing",
+        ),
+    ),
+    Cause(
+        id="labels_inverted_train",
+        group="data",
+        sentence="The train labels are swapped: train says fake where val says real.",
+        screen=screens.labels_inverted_train,
+        experiment="train_labels_flipped",
+        proof="gain",
+        fix=_fix(
+            "Flip the label mapping of train (real = 0, fake = 1).", None, "swap the class folders of train"
+        ),
+    ),
+    Cause(
+        id="labels_shuffled",
+        group="data",
+        sentence="The train labels have nothing to do with the train images.",
+        screen=screens.labels_shuffled,
+        experiment="teacher_on_train",
+        proof="direct",
+        fix=_fix(
+            "Join the labels to the images again.",
+            None,
+            "rebuild train from its source, checking that file names and labels are sorted alike",
+            "then run the workbook again",
+        ),
+    ),
+    Cause(
+        id="label_noise",
+        group="data",
+        sentence="Many train labels are wrong.",
+        screen=screens.label_noise,
+        experiment="teacher_on_train",
+        proof="direct",
+        fix=_data_file(
+            "audit.labels",
+            "Correct or exclude the train images whose labels look wrong.",
+            "write a curation.csv (path, action, label) and set dataset.curation",
+        ),
+        yields_to=("labels_inverted_train", "labels_shuffled"),
+    ),
+    Cause(
+        id="teacher_preprocessing",
+        group="teacher",
+        sentence="The teacher sees images prepared in another way than it was trained with.",
+        screen=screens.teacher_preprocessing,
+        experiment="teacher_variant",
+        proof="gain",
+        fix=_fix_from("teacher.preprocessing", "Give the teacher the preprocessing it was trained with."),
+    ),
+    Cause(
+        id="teacher_inverted",
+        group="teacher",
+        sentence="Teacher and labels disagree about which class is fake.",
+        screen=screens.teacher_inverted,
+        experiment="arm:bce_only",
+        proof="gain",
+        fix=_fix(
+            "Correct the polarity; until then train without the teacher.",
+            SKIP_TEACHER,
+            "look at 20 images of each class: if the folders are right, negate the teacher's logits",
+            "if the folders are swapped, rename them (real = 0, fake = 1)",
+        ),
+        equivalent=("labels_inverted",),
+        told_apart_by="Looking at 20 images of each class; numbers cannot tell which of the two is wrong.",
+    ),
+    Cause(
+        id="teacher_domain_shift",
+        group="teacher",
+        sentence="The teacher knows nothing about these images; imitating it drowns the labels.",
+        screen=screens.teacher_domain_shift,
+        experiment="arm:bce_only",
+        proof="gain",
+        fix=_fix(
+            "Skip the distillation, or fine-tune the teacher on this data first.",
+            SKIP_TEACHER,
+            "diag finetune-teacher CONFIG, then set teacher.weights: finetuned and run again",
+        ),
+        yields_to=("teacher_weights_not_loaded", "teacher_preprocessing", "teacher_inverted"),
+    ),
+    Cause(
+        id="patch_misalignment",
+        group="teacher",
+        sentence="The teacher's patch grid lies wrongly on the picture.",
+        screen=screens.patch_misalignment,
+        experiment=None,
+        proof="direct",
+        fix=_fix(
+            "Realign the teacher's patch grid.",
+            None,
+            "check the order of height and width, flips and crops between the image and the teacher's map",
+        ),
+    ),
+    Cause(
+        id="wrong_activation",
+        group="loss",
+        sentence="The teacher's output went through a sigmoid; the distillation needs raw logits.",
+        screen=screens.wrong_activation,
+        experiment=None,
+        proof="direct",
+        fix=_fix("Distil raw logits.", None, "remove the sigmoid from the teacher's output"),
+    ),
+    Cause(
+        id="frozen_parameters",
+        group="optimisation",
+        sentence="Layers that must learn are frozen.",
+        screen=screens.from_finding("baseline.frozen"),
+        experiment="probe:baseline.frozen",
+        proof="gain",
+        fix=_fix_from("baseline.frozen", "Train all layers of the student."),
+        yields_to=("labels_shuffled", "labels_inverted_train"),
+    ),
+    Cause(
+        id="lr_too_low",
+        group="optimisation",
+        sentence="The learning rate is too low for this budget.",
+        screen=screens.lr("low"),
+        experiment="probe:baseline.learning_rate",
+        proof="gain",
+        fix=_fix_from("baseline.learning_rate", "Raise the learning rate."),
+        yields_to=("labels_shuffled", "labels_inverted_train", "frozen_parameters"),
+    ),
+    Cause(
+        id="lr_too_high",
+        group="optimisation",
+        sentence="The learning rate is too high: the loss does not settle.",
+        screen=screens.lr("high"),
+        experiment="probe:baseline.learning_rate",
+        proof="gain",
+        fix=_fix_from("baseline.learning_rate", "Lower the learning rate."),
+        yields_to=("labels_shuffled", "labels_inverted_train"),
+    ),
+    Cause(
+        id="undertrained",
+        group="optimisation",
+        sentence="The student was trained too briefly: it still improves.",
+        screen=screens.from_finding("baseline.undertrained"),
+        experiment="probe:baseline.undertrained",
+        proof="gain",
+        fix=_fix_from("baseline.undertrained", "Train longer."),
+        yields_to=("labels_shuffled", "labels_inverted_train", "frozen_parameters", "lr_too_low"),
+    ),
+    Cause(
+        id="destructive_resize",
+        group="data",
+        sentence="Resizing interpolates away what separates real from fake.",
+        screen=screens.from_finding("baseline.resize", unless_rescued=False),
+        experiment="probe:baseline.resize",
+        proof="gain",
+        fix=_fix_from("baseline.resize", "Crop native pixels instead of resizing."),
+        yields_to=("labels_shuffled", "labels_inverted_train"),
+    ),
+    Cause(
+        id="student_batchnorm",
+        group="model",
+        sentence="The student's BatchNorm statistics do not fit its activations at evaluation.",
+        screen=screens.from_finding("baseline.batchnorm", unless_rescued=False),
+        experiment="probe:baseline.batchnorm",
+        proof="gain",
+        fix=_fix(
+            "Recalibrate the BatchNorm statistics before evaluating.",
+            None,
+            "average the BatchNorm statistics over the train set once after training, or raise their momentum",
+        ),
+    ),
+    Cause(
+        id="pooling_mismatch",
+        group="model",
+        sentence="The pooling of the patch logits hides what the student knows.",
+        screen=screens.from_finding("baseline.pooling", unless_rescued=False),
+        experiment="probe:baseline.pooling",
+        proof="gain",
+        fix=_fix_from("baseline.pooling", "Pool the patch logits in the way that ranks the images best."),
+    ),
+    Cause(
+        id="split_shift",
+        group="data",
+        sentence="Train and val hold different kinds of images: what train teaches does not carry over.",
+        screen=screens.split_shift,
+        experiment="trained_on_val",
+        proof="gain",
+        fix=_fix(
+            "Let train and val come from the same sources.",
+            None,
+            "split each generator and source over train and val",
+        ),
+        yields_to=("labels_inverted_train", "labels_shuffled"),
+    ),
+    Cause(
+        id="class_imbalance",
+        group="data",
+        sentence="One class is too rare to learn from.",
+        screen=screens.class_imbalance,
+        experiment="balanced",
+        proof="gain",
+        fix=_fix(
+            "Balance the classes by sampling or weights.",
+            None,
+            "draw as many images of either class per batch",
+        ),
+        yields_to=(
+            "labels_shuffled",
+            "labels_inverted_train",
+            "teacher_domain_shift",
+            "teacher_weights_not_loaded",
+        ),
+    ),
+    Cause(
+        id="capacity",
+        group="model",
+        sentence="The student cannot even overfit one batch.",
+        screen=screens.capacity,
+        experiment=None,
+        proof="direct",
+        fix=_fix("Use a larger student.", None, "widen the student or choose a timm architecture"),
+        yields_to=("frozen_parameters", "lr_too_low", "lr_too_high"),
+    ),
+    Cause(
+        id="no_signal",
+        group="data",
+        sentence="Nothing in these images separates the classes for this student.",
+        screen=screens.no_signal,
+        experiment=None,
+        proof="direct",
+        fix=_fix(
+            "Check that the classes differ at all.",
+            None,
+            "look at random images of both classes side by side",
+        ),
+        yields_to=("frozen_parameters", "lr_too_low", "lr_too_high", "capacity"),
+    ),
+    Cause(
+        id="offset_mismatch",
+        group="loss",
+        sentence="The teacher's logits sit far from zero; the distance to them rules the loss.",
+        screen=screens.offset,
+        experiment="arm:centered",
+        proof="gain",
+        fix=_fix("Centre the teacher's logits.", _patch(normalize="center")),
+        yields_to=(
+            "teacher_domain_shift",
+            "teacher_inverted",
+            "teacher_weights_not_loaded",
+            "frozen_parameters",
+        ),
+    ),
+    Cause(
+        id="heavy_tailed_teacher",
+        group="loss",
+        sentence="A few patches of enormous magnitude rule the distillation loss.",
+        screen=screens.heavy_tail,
+        experiment="arm:robust",
+        proof="gain",
+        fix=_fix("Scale the teacher's logits by robust statistics.", _patch(normalize="robust")),
+        yields_to=(
+            "teacher_domain_shift",
+            "teacher_inverted",
+            "teacher_weights_not_loaded",
+            "offset_mismatch",
+        ),
+    ),
+    Cause(
+        id="scale_mismatch",
+        group="loss",
+        sentence="Teacher and student speak on different scales; the distillation loss drowns the labels.",
+        screen=screens.scale,
+        experiment="arm:standardized",
+        proof="gain",
+        fix=_fix("Standardise the teacher's logits.", _patch(normalize="standardize")),
+        yields_to=(
+            "teacher_domain_shift",
+            "teacher_inverted",
+            "teacher_weights_not_loaded",
+            "offset_mismatch",
+            "heavy_tailed_teacher",
+        ),
+    ),
+    Cause(
+        id="distill_weight_too_high",
+        group="loss",
+        sentence="The distillation outweighs the labels although the teacher is the weaker guide.",
+        screen=screens.weight_too_high,
+        experiment="best_alpha",
+        proof="gain",
+        fix=_fix_from("distillation.best_arm", "Lower alpha_distill."),
+        yields_to=(
+            "teacher_domain_shift",
+            "teacher_inverted",
+            "teacher_weights_not_loaded",
+            "teacher_preprocessing",
+            "offset_mismatch",
+            "heavy_tailed_teacher",
+            "scale_mismatch",
+        ),
+    ),
+)

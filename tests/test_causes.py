@@ -1,0 +1,122 @@
+"""The table of causes: what each screen makes of evidence, and that the table holds together."""
+
+import pytest
+
+from diag_lib.causes import CAUSES, Cause
+from diag_lib.evidence import Answer, Evidence, Finding
+from diag_lib.screens import Case, RuledOut, Suspicion
+from diag_lib.settings import Settings
+from diag_lib.statistics import Auc
+
+BY_ID = {cause.id: cause for cause in CAUSES}
+
+
+def measured(value: float, half: float = 0.03) -> Auc:
+    return Auc(value, (value - half, value + half), half / 2, 500, 500, True)
+
+
+def found(finding_id: str, answer: Answer, ci: tuple[float, float] | None = None, **data: object) -> Finding:
+    value = sum(ci) / 2 if ci else None
+    return Finding(
+        finding_id, "warning", answer, f"{finding_id} says {answer}", value, ci, None, 1000, dict(data)
+    )
+
+
+def case(*findings: Finding, **arms: float) -> Case:
+    steps = {finding.id.partition(".")[0] for finding in findings}
+    evidence = {step: Evidence(step, [f for f in findings if f.id.startswith(f"{step}.")]) for step in steps}
+    return Case(Settings(), evidence, {name: measured(value) for name, value in arms.items()})
+
+
+def teacher(low: float, high: float) -> Finding:
+    return found("teacher.auc", "undecided", (low, high))
+
+
+def test_ids_are_unique_and_a_cause_yields_only_to_causes_before_it_in_the_table() -> None:
+    assert len(BY_ID) == len(CAUSES)
+    position = {cause.id: i for i, cause in enumerate(CAUSES)}
+    for cause in CAUSES:
+        for other in cause.yields_to:
+            assert position[other] < position[cause.id], (cause.id, other)
+
+
+@pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: cause.id)
+def test_without_evidence_every_cause_is_silent(cause: Cause) -> None:
+    assert cause.screen(case()) is None
+
+
+@pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: cause.id)
+def test_every_fix_is_a_valid_settings_patch_or_says_what_to_do(cause: Cause) -> None:
+    fix = cause.fix(case())
+    assert fix.text.endswith(".")
+    if fix.settings:
+        (section,) = fix.settings["training"].values()
+        Settings().with_overrides({f"training.distillation.{key}": value for key, value in section.items()})
+
+
+def test_a_useless_teacher_is_told_from_unloaded_weights_from_inversion_and_from_wrong_preprocessing() -> (
+    None
+):
+    screen = BY_ID["teacher_domain_shift"].screen
+    assert isinstance(screen(case(teacher(0.46, 0.53))), Suspicion)
+    for look_alike in (
+        case(teacher(0.46, 0.53), found("teacher.weights_loaded", "no")),
+        case(teacher(0.46, 0.53), found("teacher.preprocessing", "yes")),
+        case(teacher(0.20, 0.30)),
+        case(teacher(0.80, 0.90)),
+    ):
+        assert isinstance(screen(look_alike), RuledOut)
+
+
+def test_an_undecided_teacher_says_how_many_images_would_decide() -> None:
+    opinion = BY_ID["teacher_domain_shift"].screen(case(teacher(0.42, 0.58)))
+    assert isinstance(opinion, Suspicion) and opinion.weak
+    assert opinion.needs["n_val_per_class"] == pytest.approx(
+        412, abs=2
+    )  # 80% power for "< .55" if the truth is .50
+
+
+def test_a_scale_is_blamed_only_if_the_teacher_knows_something() -> None:
+    ratio = found("logits.scale_ratio", "yes", (15.0, 25.0))
+    assert isinstance(BY_ID["scale_mismatch"].screen(case(ratio, teacher(0.9, 0.95))), Suspicion)
+    assert isinstance(BY_ID["scale_mismatch"].screen(case(ratio, teacher(0.46, 0.53))), RuledOut)
+
+
+def test_swapped_train_labels_show_as_a_teacher_that_is_right_on_val_and_wrong_on_train() -> None:
+    swapped = case(teacher(0.9, 0.95), found("teacher.auc_train", "no", (0.04, 0.1)))
+    assert isinstance(BY_ID["labels_inverted_train"].screen(swapped), Suspicion)
+    both = case(teacher(0.05, 0.1), found("teacher.auc_train", "no", (0.04, 0.1)))
+    assert isinstance(BY_ID["labels_inverted_train"].screen(both), RuledOut)
+    assert isinstance(BY_ID["teacher_inverted"].screen(both), Suspicion)
+    assert BY_ID["teacher_inverted"].equivalent == ("labels_inverted",)
+
+
+def test_shuffled_labels_are_told_from_a_gap_between_train_and_val() -> None:
+    shuffled = case(
+        teacher(0.95, 0.99),
+        found("teacher.auc_train", "no", (0.46, 0.54)),
+        found("baseline.heldout_train", "no", (0.45, 0.55)),
+    )
+    assert isinstance(BY_ID["labels_shuffled"].screen(shuffled), Suspicion)
+    gap = case(
+        teacher(0.95, 0.99),
+        found("teacher.auc_train", "no", (0.46, 0.54)),
+        found("baseline.heldout_train", "yes", (0.9, 0.95)),
+        bce_only=0.5,
+    )
+    assert isinstance(BY_ID["labels_shuffled"].screen(gap), RuledOut)
+    assert isinstance(BY_ID["split_shift"].screen(gap), Suspicion)
+
+
+def test_optimisation_is_not_blamed_when_the_standardised_arm_rescues_the_student() -> None:
+    probe = found("baseline.learning_rate", "yes", (0.2, 0.3), factor=10.0)
+    assert isinstance(BY_ID["lr_too_low"].screen(case(probe, bce_only=0.52, standardized=0.5)), Suspicion)
+    assert isinstance(BY_ID["lr_too_low"].screen(case(probe, bce_only=0.52, standardized=0.84)), RuledOut)
+    assert isinstance(BY_ID["lr_too_high"].screen(case(probe, bce_only=0.52, standardized=0.5)), RuledOut)
+
+
+def test_a_weight_is_too_high_only_if_the_labels_alone_do_better_with_an_informative_teacher() -> None:
+    screen = BY_ID["distill_weight_too_high"].screen
+    assert isinstance(screen(case(teacher(0.6, 0.7), status_quo=0.62, bce_only=0.9)), Suspicion)
+    assert isinstance(screen(case(teacher(0.6, 0.7), status_quo=0.9, bce_only=0.9)), RuledOut)
+    assert screen(case(teacher(0.46, 0.53), status_quo=0.62, bce_only=0.9)) is None
