@@ -1,0 +1,17 @@
+"""What does *your* run show? Curves, loss shares and the guide's symptom, before any cause is looked for."""
+
+from diag_lib.symptoms.checks import LN2, NAMES
+from diag_lib.symptoms.curves import Curve, describe
+from diag_lib.symptoms.step import SymptomsResult, curve_table, diagnose, next_step, run
+
+__all__ = [
+    "LN2",
+    "NAMES",
+    "Curve",
+    "SymptomsResult",
+    "curve_table",
+    "describe",
+    "diagnose",
+    "next_step",
+    "run",
+]

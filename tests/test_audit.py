@@ -1,0 +1,499 @@
+"""Does the audit find what is planted in a data set, and nothing in a clean one?"""
+
+import io
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from diag_lib import audit
+from diag_lib import settings as settings_module
+from diag_lib.audit import jpeg, scan, shortcuts, spectrum
+from diag_lib.audit.part import share_interval
+from diag_lib.evidence import RunFolder
+from diag_lib.images import decode_bytes
+from diag_lib.statistics import auc
+
+SIDE = 32
+Save = Callable[[Image.Image, Path, int], None]
+
+
+def texture(seed: int, side: int = SIDE) -> Image.Image:
+    """A picture that no other seed gives: smooth shapes, some fine noise, colours of photographs."""
+    rng = np.random.default_rng([seed, 77])
+    coarse = Image.fromarray(rng.integers(20, 236, (6, 6, 3), dtype=np.uint8)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
+    noise = rng.normal(0, 6, (side, side, 3))
+    return Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8))
+
+
+def as_png(image: Image.Image, path: Path, label: int) -> None:
+    image.save(path.with_suffix(".png"))
+
+
+def as_jpeg(quality: int) -> Save:
+    return lambda image, path, label: image.save(path.with_suffix(".jpg"), quality=quality)
+
+
+def make(root: Path, each: int = 60, val: int | None = None, save: Save = as_png, fakes: float = 1.0) -> Path:
+    number = 0
+    for split, count in (("train", each), ("val", each if val is None else val)):
+        for label, kind in enumerate(("real", "fake")):
+            folder = root / split / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(int(count * (fakes if label and split == "train" else 1))):
+                number += 1
+                save(texture(number), folder / f"{i:03d}", label)
+    return root
+
+
+def audited(root: Path, run: Path | None = None, **keys: Any) -> audit.AuditResult:
+    settings = settings_module.load("base", {"dataset.root": str(root), "dataset.image_size": SIDE, **keys})
+    return audit.run(settings, run or root.parent / f"run_{root.name}", progress=False)
+
+
+def raised(result: audit.AuditResult) -> set[str]:
+    return {
+        f.id.removeprefix("audit.") for f in result.evidence.findings if f.severity in ("warning", "error")
+    }
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("audit") / "clean", each=200)
+
+
+@pytest.fixture(scope="module")
+def clean_result(clean: Path) -> audit.AuditResult:
+    return audited(clean)
+
+
+def copy_of(root: Path, tmp_path: Path) -> Path:
+    shutil.copytree(root, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_a_clean_set_of_200_per_class_triggers_nothing(clean_result: audit.AuditResult) -> None:
+    assert raised(clean_result) == set()
+    assert not [
+        f.id for f in clean_result.evidence.findings if f.answer == "yes" and f.id != "audit.sample_size"
+    ]
+    assert clean_result.finding("shortcut.joint").answer == "no"
+    assert clean_result.finding("shortcut.joint").ci == (0.5, 0.5)
+    assert clean_result.evidence.numbers["n_train_real"] == 200
+    assert "step 02" in audit.next_step(clean_result)
+
+
+def test_evidence_and_tables_are_written(clean: Path, clean_result: audit.AuditResult) -> None:
+    run = RunFolder(clean.parent / "run_clean")
+    written = run.read_evidence("audit")
+    assert written is not None and {f.id for f in written.findings} >= {
+        f"audit.{name}" for name in ("unreadable", "imbalance", "duplicates", "leakage", "label_conflict",
+                                     "shortcut.joint", "drift", "normalization")
+    }  # fmt: skip
+    table = pd.read_parquet(run.artifact("audit.parquet"))
+    assert len(table) == 800 and "file" not in table and str(clean) not in table.to_csv()
+    assert list(pd.read_parquet(run.artifact("leakage.parquet"))) == [
+        "val_path", "train_path", "distance", "kind", "val_label", "train_label", "val_source", "train_source",
+        "conflict",
+    ]  # fmt: skip
+
+
+def test_only_new_files_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make(tmp_path / "data", each=4)
+    seen: list[str] = []
+    real = scan.measure
+    monkeypatch.setattr(scan, "measure", lambda file: (seen.append(file), real(file))[1])
+    first = audited(root)
+    assert len(seen) == 16
+    texture(999).save(root / "val/real/new.png")
+    again = audited(root)
+    assert len(seen) == 17 and len(again.frame) == 17
+    common = (
+        again.frame[again.frame["path"] != "val/real/new.png"].drop(columns="file").reset_index(drop=True)
+    )
+    pd.testing.assert_frame_equal(common, first.frame.drop(columns="file"), check_dtype=False)
+    (tmp_path / "run_data/artifacts/audit.parquet").write_bytes(b"PAR1 damaged")
+    assert len(audited(root).frame) == 17 and len(seen) == 34
+
+
+def test_processes_give_what_one_thread_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make(tmp_path / "data", each=3)
+    files = [str(path) for path in sorted(root.rglob("*.png"))]
+    alone = scan.over_files(scan.measure, files, 1, "")
+    monkeypatch.setattr(scan, "IN_PROCESS", 0)
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(scan.over_files(scan.measure, files, 2, "")), pd.DataFrame(alone)
+    )
+
+
+# ---- integrity
+
+
+def test_unreadable_files_are_counted_by_reason(clean: Path, tmp_path: Path) -> None:
+    root = copy_of(clean, tmp_path)
+    for i in range(8):
+        file = root / f"train/fake/{i:03d}.png"
+        file.write_bytes(file.read_bytes()[: 300 if i else 0])
+    result = audited(root)
+    found = result.finding("unreadable")
+    assert (found.severity, found.answer, found.n) == ("error", "yes", 800)
+    assert found.data["reasons"] == {"truncated": 7, "empty file": 1}
+    assert "4.0% of train fake" in found.message
+    assert (
+        len(result.tables["unreadable"]) == 8
+        and (tmp_path / "run_data/artifacts/unreadable.parquet").is_file()
+    )
+    for i in range(1, 8):
+        texture(i + 5000).save(root / f"train/fake/{i:03d}.png")
+    assert audited(root).finding("unreadable").severity == "warning"  # one file is listed, not alarming
+
+
+# ---- balance
+
+
+def test_names_that_are_no_text_are_audited(clean: Path, tmp_path: Path) -> None:
+    root = copy_of(clean, tmp_path)
+    folder = os.fsencode(root / "train" / "real")
+    try:
+        shutil.copy(next((root / "train" / "real").glob("*.png")), folder + b"/copy\xff.png")
+        Path(os.fsdecode(folder + b"/broken\xfe.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes text only")
+    result = audited(root, tmp_path / "run")
+    assert result.frame.loc[result.frame["reason"] != "", "path"].tolist() == ["train/real/broken\\xfe.png"]
+    assert (result.frame["file"] == os.fsdecode(folder + b"/copy\xff.png")).any()
+    assert audited(root, tmp_path / "run").evidence.numbers == result.evidence.numbers
+
+
+def test_imbalance(tmp_path: Path) -> None:
+    rare = audited(make(tmp_path / "rare", each=80, val=10, fakes=0.1)).finding("imbalance")
+    assert (rare.answer, rare.severity) == ("yes", "warning")
+    assert rare.value == pytest.approx(8 / 88) and "1 to 10.0" in rare.message
+    assert audited(make(tmp_path / "half", each=40, val=5, fakes=0.5)).finding("imbalance").answer == "no"
+
+
+def test_sources_of_val_that_train_lacks(tmp_path: Path) -> None:
+    root = make(tmp_path / "data", each=4)
+    (root / "val/fake").rename(root / "val/moved")
+    (root / "val/newgen").mkdir()
+    (root / "val/moved").rename(root / "val/newgen/fake")
+    found = audited(root).finding("sources")
+    assert found.answer == "yes" and found.data["new"] == [["fake", "newgen"]] and found.value == 0.5
+
+
+# ---- duplicates
+
+
+def test_planted_leaks_are_found_however_they_were_saved(clean: Path, tmp_path: Path) -> None:
+    """The five leaks that other tools were tried on: an equal file, other pixels, other labels, a crop."""
+    root = copy_of(clean, tmp_path)
+    originals = [Image.open(root / f"train/real/{i:03d}.png").convert("RGB") for i in range(6)]
+    big = [image.resize((256, 256), Image.Resampling.BICUBIC) for image in originals]
+    for i, image in enumerate(big):
+        image.save(root / f"train/real/{i:03d}.png")
+    (root / "val/real/equal.png").write_bytes((root / "train/real/000.png").read_bytes())
+    big[1].save(root / "val/real/pixels.bmp")
+    big[2].save(root / "val/fake/conflict.jpg", quality=60)
+    big[2].save(root / "val/fake/conflict_exact.png")
+    big[3].resize((180, 180)).save(root / "val/real/scaled.png")
+    big[4].transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(root / "val/real/mirrored.png")
+    big[5].crop((16, 16, 240, 240)).save(root / "val/real/centre.png")
+    result = audited(root)
+    leaks = result.tables["leakage"].set_index("val_path")
+    assert bool(leaks.loc["val/fake/conflict_exact.png", "conflict"])
+    leaks = leaks.drop("val/fake/conflict_exact.png")
+    assert leaks["train_path"].to_dict() == {
+        f"val/{name}": f"train/real/00{i}.png"
+        for i, name in enumerate(
+            (
+                "real/equal.png",
+                "real/pixels.bmp",
+                "fake/conflict.jpg",
+                "real/scaled.png",
+                "real/mirrored.png",
+                "real/centre.png",
+            )
+        )
+    }
+    assert leaks["kind"].tolist() == [leaks.loc[path, "kind"] for path in leaks.index]
+    assert (
+        leaks.loc["val/real/equal.png", "kind"] == "file"
+        and leaks.loc["val/real/pixels.bmp", "kind"] == "pixels"
+    )
+    assert (
+        leaks.loc["val/real/mirrored.png", "kind"] == "mirrored"
+        and leaks.loc["val/real/centre.png", "kind"] == "centre"
+    )
+    assert leaks["conflict"].sum() == 1 and bool(leaks.loc["val/fake/conflict.jpg", "conflict"])
+    found = result.finding("leakage")
+    assert (found.answer, found.severity) == ("yes", "error") and found.value == pytest.approx(7 / 407)
+    assert found.data["n_leaked"] == 7 and found.data["n_exact"] == 3 and found.data["n_conflict"] == 2
+    conflict = result.finding("label_conflict")
+    assert conflict.answer == "yes" and "val/fake/conflict.jpg" in conflict.data["paths"]
+
+
+def test_one_leak_among_many_is_told_but_not_claimed(clean: Path, tmp_path: Path) -> None:
+    root = copy_of(clean, tmp_path)
+    (root / "val/real/000.png").write_bytes((root / "train/real/000.png").read_bytes())
+    found = audited(root).finding("leakage")
+    assert (found.answer, found.severity, found.data["n_leaked"]) == ("no", "note", 1)
+
+
+def test_reconstructions_are_pairs_not_label_errors(tmp_path: Path) -> None:
+    root = make(tmp_path / "data", each=40)
+    for file in sorted((root / "train/real").iterdir()):
+        soft = Image.open(file).resize((SIDE // 2, SIDE // 2), Image.Resampling.BILINEAR)
+        soft.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(root / "train/fake" / file.name)
+    found = audited(root).finding("label_conflict")
+    assert found.answer == "no" and "reconstructions" in found.message
+
+
+def test_thousands_of_equal_and_blank_pictures_are_no_problem(tmp_path: Path) -> None:
+    root = make(tmp_path / "data", each=5)
+    blank, same = Image.new("RGB", (SIDE, SIDE), (9, 9, 9)), texture(1)
+    for i in range(150):
+        blank.save(root / f"train/real/blank{i}.png")
+        blank.save(root / f"val/fake/blank{i}.png")
+        same.save(root / f"train/real/same{i}.png")
+        same.save(root / f"val/real/same{i}.png")
+    result = audited(root)
+    leaks = result.tables["leakage"]
+    assert len(leaks) == 150 and not leaks["val_path"].str.contains("blank").any()
+    assert len(result.tables["pairs"]) < 2000
+    assert result.finding("duplicates").answer == "yes"
+    oddities = result.finding("oddities")
+    assert oddities.severity == "error" and oddities.data["counts"]["constant"] == 300
+
+
+# ---- shortcuts
+
+
+@pytest.mark.parametrize(
+    ("save", "property_"),
+    [
+        (lambda im, path, label: (as_jpeg(90) if label else as_png)(im, path, label), "codec"),
+        (lambda im, path, label: as_jpeg(75 if label else 95)(im, path, label), "jpeg_quality"),
+        (
+            lambda im, path, label: im.save(path.with_suffix(".jpg"), quality=90, subsampling=2 * label),
+            "subsampling",
+        ),
+        (lambda im, path, label: as_png(im.crop((0, 0, SIDE - 4 * label, SIDE)), path, label), "width"),
+    ],
+)
+def test_how_files_were_made_gives_the_label_away(tmp_path: Path, save: Save, property_: str) -> None:
+    result = audited(make(tmp_path / "data", each=40, save=save))
+    joint, single = result.finding("shortcut.joint"), result.finding(f"shortcut.{property_}")
+    assert joint.answer == single.answer == "yes" and joint.severity == single.severity == "error"
+    assert joint.ci is not None and joint.ci[0] > 0.9 and single.value == pytest.approx(1.0)
+
+
+def test_a_weak_shortcut_and_a_header_that_no_network_sees(tmp_path: Path) -> None:
+    def save(image: Image.Image, path: Path, label: int) -> None:
+        number = int(path.name)
+        small = number % 4 == 0 or (label and number % 4 < 3)  # 25% of the real, 75% of the fake
+        image = image.resize((SIDE // 2, SIDE)) if small else image
+        options = {"exif": _exif()} if label else {}
+        image.save(path.with_suffix(".png"), **options)
+
+    result = audited(make(tmp_path / "data", each=80, save=save))
+    width = result.finding("shortcut.width")
+    assert width.answer == "yes" and width.value == pytest.approx(0.75, abs=0.02)
+    exif = result.finding("shortcut.exif")
+    assert exif.answer == "yes" and exif.severity == "note"
+    assert result.finding("shortcut.joint").value == pytest.approx(0.75, abs=0.03)  # the header is not in it
+
+
+def _exif() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0131] = "editor 1.0"
+    return exif
+
+
+def test_a_jpeg_past_in_png_files_is_a_shortcut(tmp_path: Path) -> None:
+    def save(image: Image.Image, path: Path, label: int) -> None:
+        image = texture(int(path.name) + 1000 * label + 5000 * len(path.parts[-3]), 160)
+        if not label:
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=75)
+            image = Image.open(buffer)
+        image.save(path.with_suffix(".png"))
+
+    result = audited(make(tmp_path / "data", each=35, save=save))
+    found = result.finding("shortcut.jpeg_history")
+    assert found.answer == "yes" and found.value is not None and found.value > 0.9
+    assert result.finding("shortcut.joint").answer == "yes"
+
+
+def test_content_is_reported_apart_and_accuses_nobody(tmp_path: Path) -> None:
+    def save(image: Image.Image, path: Path, label: int) -> None:
+        as_png(Image.eval(image, lambda v: int(v * 0.5)) if label else image, path, label)
+
+    result = audited(make(tmp_path / "data", each=60, save=save))
+    assert result.finding("shortcut.joint").answer == "no"
+    content = result.finding("content")
+    assert (content.answer, content.severity) == ("yes", "note")
+    assert "shortcut.brightness" not in raised(result)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.05])
+def test_noise_gives_no_label_away_at_any_imbalance(share: float) -> None:
+    claimed = 0
+    for seed in range(12):
+        rng = np.random.default_rng([seed, int(share * 100)])
+        labels = rng.permutation((np.arange(800) < share * 800).astype(np.int64))
+        folds = rng.permutation(800) % 5
+        noise, category = rng.normal(size=800), rng.integers(0, 4, 800).astype(float)
+        for scores in (
+            shortcuts.held_out_odds(noise, labels, folds),
+            shortcuts.held_out_odds(category, labels, folds, True),
+            shortcuts.boosted_scores(np.column_stack([noise, category]), labels, folds),
+        ):
+            claimed += auc(labels, scores).ci[0] > shortcuts.SHORTCUT_AUC
+    assert claimed == 0
+
+
+def test_a_two_sided_difference_is_seen() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    values = np.where(labels == 1, 512.0, rng.choice([300.0, 700.0], 400))  # plain AUC of the value: 0.5
+    scores = shortcuts.held_out_odds(values, labels, rng.permutation(400) % 5)
+    assert auc(labels, scores).value > 0.99
+
+
+def test_few_images_decide_nothing(tmp_path: Path) -> None:
+    save: Save = lambda im, path, label: (as_jpeg(90) if label else as_png)(im, path, label)
+    result = audited(make(tmp_path / "data", each=5, save=save))
+    assert result.finding("shortcut.joint").answer == "undecided"
+    assert result.finding("drift").answer == "undecided"
+
+
+# ---- drift, normalisation, resize, oddities
+
+
+def test_drift_between_the_splits_of_a_class(tmp_path: Path) -> None:
+    def save(image: Image.Image, path: Path, label: int) -> None:
+        darker = "val" in path.parts and label == 1
+        as_png(Image.eval(image, lambda v: int(v * 0.6)) if darker else image, path, label)
+
+    found = audited(make(tmp_path / "data", each=60, save=save)).finding("drift")
+    assert found.answer == "yes" and found.severity == "warning"
+    assert "fake brightness" in found.data["properties"]
+    assert not any(name.startswith("real ") for name in found.data["properties"])
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "words"),
+    [
+        ([123.7, 116.3, 103.5], [58.4, 57.1, 57.4], "0-255"),
+        ([0.406, 0.456, 0.485], [0.225, 0.224, 0.229], "BGR"),
+        ([0.5, 0.5, 0.5], [0.03, 0.03, 0.03], "spread far"),
+        ([-1.5, -1.5, -1.5], [0.5, 0.5, 0.5], "far from zero"),
+    ],
+)
+def test_wrong_normalisation(clean: Path, mean: list[float], std: list[float], words: str) -> None:
+    result = audited(clean, **{"dataset.normalize_mean": mean, "dataset.normalize_std": std})
+    found = result.finding("normalization")
+    assert (found.answer, found.severity) == ("yes", "error") and words in found.message
+    measured = result.tables["channels"]["measured mean"]
+    assert found.data["settings"]["dataset"]["normalize_mean"] == pytest.approx(measured.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("mean_std", [([0.5] * 3, [0.5] * 3), ([0.0] * 3, [1.0] * 3)])
+def test_common_normalisations_pass(clean: Path, mean_std: tuple[list[float], list[float]]) -> None:
+    keys = {"dataset.normalize_mean": mean_std[0], "dataset.normalize_std": mean_std[1]}
+    assert audited(clean, **keys).finding("normalization").answer == "no"
+
+
+def test_measured_channels_equal_the_pixels(clean: Path, clean_result: audit.AuditResult) -> None:
+    pixels = np.stack([np.asarray(Image.open(f)) for f in sorted(clean.glob("train/*/*.png"))]) / 255
+    table = clean_result.tables["channels"]
+    assert table["measured mean"].to_numpy() == pytest.approx(pixels.mean(axis=(0, 1, 2)), abs=1e-9)
+    assert table["measured std"].to_numpy() == pytest.approx(pixels.std(axis=(0, 1, 2)), abs=1e-9)
+
+
+def test_a_destructive_resize_is_noted(tmp_path: Path) -> None:
+    root = make(tmp_path / "data", each=4, save=lambda im, p, label: as_png(im.resize((128, 128)), p, label))
+    found = audited(root).finding("resize")
+    assert found.answer == "yes" and found.value is not None and found.value > 0.9
+    assert found.data["settings"] == {"dataset": {"resize": "crop"}}
+    assert audited(root, **{"dataset.resize": "crop"}).finding("resize").answer == "no"
+
+
+def test_what_a_resize_removes_lies_beyond_the_new_sampling_rate() -> None:
+    _, x = np.mgrid[:256, :256]
+    for frequency, gone in ((0.30, 0.0), (0.45, 1.0)):
+        wave = 128 + 100 * np.cos(2 * np.pi * frequency * x)
+        pixels = np.repeat(wave[:, :, None], 3, axis=2).astype(np.uint8)
+        fine, lost = spectrum.energies(pixels, "resize", 205)  # keeps up to 0.40 cycles per pixel
+        assert fine > 0.99 and lost == pytest.approx(gone, abs=0.01)
+        assert (
+            spectrum.energies(pixels, "crop", 205)[1] == 0
+            and spectrum.energies(pixels, "resize", 256)[1] == 0
+        )
+
+
+def test_half_gray_pictures_and_a_whole_dark_class(tmp_path: Path) -> None:
+    root = make(
+        tmp_path / "data",
+        each=20,
+        save=lambda im, p, label: as_png(Image.eval(im, lambda v: v // 16) if label else im, p, label),
+    )
+    for i in range(3):
+        pixels = np.asarray(Image.open(root / f"train/real/{i:03d}.png")).copy()
+        pixels[20:] = 128
+        Image.fromarray(pixels).save(root / f"train/real/{i:03d}.png")
+    result = audited(root)
+    table = result.tables["oddities"].set_index("oddity")
+    assert table.loc["half_gray", "images"] == 3
+    assert table.loc["dark", "fake"] > 0.9 and table.loc["dark", "real"] == 0
+    assert result.finding("oddities").answer == "yes" and result.finding("oddities").severity == "error"
+    assert set(result.tables["odd_images"]["path"]) >= {f"train/real/{i:03d}.png" for i in range(3)}
+
+
+def test_suspected_labels_are_listed(tmp_path: Path) -> None:
+    def save(image: Image.Image, path: Path, label: int) -> None:
+        wrong = int(path.name) % 20 == 7
+        as_png(Image.eval(image, lambda v: int(v * 0.4)) if label != wrong else image, path, label)
+
+    suspects = audited(make(tmp_path / "data", each=60, save=save)).tables["suspects"]
+    wrong = suspects["path"].str.extract(r"(\d+)\.png")[0].astype(int) % 20 == 7
+    assert len(suspects) >= 10 and wrong.mean() > 0.8
+
+
+# ---- small parts
+
+
+@pytest.mark.parametrize("quality", [1, 10, 30, 50, 75, 85, 90, 95, 100])
+def test_jpeg_quality_is_read_off_the_tables(quality: int) -> None:
+    buffer = io.BytesIO()
+    texture(1).save(buffer, "JPEG", quality=quality)
+    assert jpeg.quality(decode_bytes(buffer.getvalue()).quantization) == quality
+
+
+def test_a_jpeg_trace_needs_a_jpeg() -> None:
+    for seed in range(5):
+        image = texture(seed, 200)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=80)
+        assert jpeg.trace(np.asarray(image)) < jpeg.TRACE_FOUND < jpeg.trace(np.asarray(Image.open(buffer)))
+
+
+def test_share_interval_is_wilsons() -> None:
+    assert share_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert share_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert share_interval(0, 0) == (0.0, 1.0)
+
+
+def test_the_same_settings_give_the_same_numbers(
+    clean: Path, clean_result: audit.AuditResult, tmp_path: Path
+) -> None:
+    again = audited(clean, tmp_path / "again")
+    assert again.evidence.to_dict() == clean_result.evidence.to_dict()

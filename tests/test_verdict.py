@@ -1,0 +1,170 @@
+"""The verdict: the form of the interface, the rules that turn experiments into claims, the chain on images."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from diag_lib import baseline, distillation, logits, teacher, verdict
+from diag_lib.causes import CAUSES
+from diag_lib.evidence import Evidence, Finding, RunFolder
+from diag_lib.experiments import Comparison, Measured, compare, dotted, nested
+from diag_lib.screens import Case, RuledOut, Suspicion
+from diag_lib.settings import Settings, load
+from diag_lib.statistics import Auc
+from tests.steps_data import tiny_settings, write_images, write_teacher
+
+SHIFT = next(cause for cause in CAUSES if cause.id == "teacher_domain_shift")
+LEAK = next(cause for cause in CAUSES if cause.id == "leakage")
+
+
+def auc_of(value: float, half: float = 0.03) -> Auc:
+    return Auc(value, (value - half, value + half), half / 2, 300, 300, True)
+
+
+def moved(before: float, after: float, half: float = 0.04, p: float = 1e-6) -> Comparison:
+    delta = after - before
+    sides = Measured("status_quo", auc_of(before)), Measured("bce_only", auc_of(after))
+    return Comparison("training on the labels alone", *sides, delta, (delta - half, delta + half), p, 0.5)
+
+
+def judged(
+    proof: Comparison | None, *, weak: bool = False, p: float = 1e-6, cause: object = SHIFT
+) -> verdict.NamedCause | verdict.Open | RuledOut:
+    suspicion = Suspicion(
+        "the teacher is useless", ("teacher.auc",), weak, {"n_val_per_class": 412} if weak else {}
+    )
+    return verdict._judge(cause, suspicion, proof, p, Case(Settings(), {}, {}))  # type: ignore[arg-type]
+
+
+def test_established_needs_strong_evidence_and_a_shown_effect() -> None:
+    found = judged(moved(0.5, 0.95))
+    assert isinstance(found, verdict.NamedCause) and found.status == "established" and found.kind == "gain"
+    found = judged(moved(0.5, 0.95), weak=True)
+    assert isinstance(found, verdict.NamedCause) and found.status == "likely"
+
+
+def test_an_experiment_without_effect_rules_the_cause_out() -> None:
+    assert isinstance(judged(moved(0.5, 0.5, half=0.015, p=0.9)), RuledOut)
+
+
+def test_an_unclear_effect_of_weak_evidence_stays_open_and_says_how_many_images_it_needs() -> None:
+    found = judged(moved(0.5, 0.53, half=0.06, p=0.3), weak=True)
+    assert isinstance(found, verdict.Open) and found.needs["n_val_per_class"] == 412
+
+
+def test_a_significant_effect_that_holm_takes_back_is_not_established() -> None:
+    found = judged(moved(0.5, 0.56, half=0.05, p=0.03), p=0.2)
+    assert not (isinstance(found, verdict.NamedCause) and found.status == "established")
+
+
+def test_head_room_of_a_student_that_learns_is_no_illness() -> None:
+    assert isinstance(judged(moved(0.90, 0.94, half=0.02)), RuledOut)
+    found = judged(moved(0.75, 0.95, half=0.04))
+    assert isinstance(found, verdict.NamedCause) and found.status == "established"
+
+
+def test_inflation_is_proven_by_an_auc_that_falls() -> None:
+    found = judged(moved(0.9, 0.7), cause=LEAK)
+    assert isinstance(found, verdict.NamedCause) and found.kind == "inflation_removed"
+    assert isinstance(judged(moved(0.7, 0.9), cause=LEAK), RuledOut)
+
+
+def test_a_comparison_pairs_the_same_images_only() -> None:
+    import pandas as pd
+
+    left = pd.DataFrame({"path": list("abcdefgh"), "label": [0, 0, 0, 0, 1, 1, 1, 1], "score": range(8)})
+    right = left.assign(score=-left["score"]).iloc[::-1].iloc[:-1]
+    found = compare("x", "l", left, "r", right)
+    assert found is not None and found.before.auc.value == 1 and found.after.auc.value == 0
+    assert found.before.auc.n_real == 3
+    assert compare("x", "l", left, "r", right.assign(path="z")) is None
+
+
+def test_dotted_and_nested_are_inverse() -> None:
+    patch = {
+        "training": {"distillation": {"alpha_distill": 0.0, "alpha_task": 1.0}, "lr_s1": 0.1},
+        "teacher": {"weights": "x"},
+    }
+    assert nested(dotted(patch)) == patch
+
+
+def test_without_any_evidence_the_verdict_is_open_and_incomplete(tmp_path: Path) -> None:
+    write_images(tmp_path / "data", 4, 4)
+    write_teacher(tmp_path / "teacher.safetensors")
+    result = verdict.run(tiny_settings(tmp_path), tmp_path / "run", progress=False)
+    assert result.healthy is None and not result.complete and not result.causes
+    assert "have not run" in result.summary
+
+
+@pytest.fixture(scope="module")
+def noise_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
+    """The steps 02 to 05 on a tiny set with a loud teacher that knows nothing."""
+    tmp = tmp_path_factory.mktemp("noise")
+    write_images(tmp / "data", 60, 100)
+    write_teacher(tmp / "teacher.safetensors")
+    settings = tiny_settings(tmp, training__epochs_s2=4)
+    for step in (teacher, logits, baseline, distillation):
+        step.run(settings, RunFolder(tmp / "run").create(), progress=False)
+    return settings, tmp / "run"
+
+
+@pytest.mark.slow
+def test_the_verdict_has_the_form_of_the_interface_and_is_the_same_again(
+    noise_run: tuple[Settings, Path],
+) -> None:
+    settings, folder = noise_run
+    verdict.run(settings, folder, progress=False)
+    first = (folder / "verdict.json").read_bytes()
+    verdict.run(settings, folder, progress=False)
+    assert (folder / "verdict.json").read_bytes() == first
+    found = json.loads(first)
+    assert list(found) == [
+        "schema", "healthy", "complete", "summary", "causes", "ruled_out", "undecided", "arms", "findings",
+    ]  # fmt: skip
+    assert found["schema"] == "diag/verdict/1"
+    known = {cause.id for cause in CAUSES}
+    for cause in found["causes"]:
+        assert set(cause) == {"id", "equivalent", "status", "evidence", "fix", "proof"}
+        assert cause["id"] in known and cause["status"] in ("established", "likely", "possible")
+        assert set(cause["fix"]) == {"text", "settings", "actions"}
+        assert set(cause["proof"]) == {"kind", "before", "after", "delta", "delta_ci", "p"}
+    assert {"status_quo", "bce_only", "standardized", "alpha_0.01"} <= {arm["id"] for arm in found["arms"]}
+    for arm in found["arms"]:
+        assert set(arm) == {"id", "settings", "auc", "ci", "seeds"}
+    named = {cause["id"] for cause in found["causes"]}
+    assert not named & {item["id"] for item in found["ruled_out"]}
+
+
+@pytest.mark.slow
+def test_the_recommended_settings_load_and_carry_the_patch(noise_run: tuple[Settings, Path]) -> None:
+    settings, folder = noise_run
+    result = verdict.run(settings, folder, progress=False)
+    recommended = load(folder / "recommended.yaml")
+    wanted = settings.with_overrides(dotted(result.recommended or {}))
+    parts = ("dataset", "teacher", "student", "pooling", "training", "thresholds")
+    assert recommended.digest(*parts) == wanted.digest(*parts)
+
+
+@pytest.mark.slow
+def test_a_teacher_that_was_never_loaded_is_a_direct_finding(
+    tmp_path: Path, noise_run: tuple[Settings, Path]
+) -> None:
+    settings, _ = noise_run
+    blank = settings.with_overrides({"teacher.weights": None})
+    run = RunFolder(tmp_path / "run").create()
+    teacher.run(blank, run, progress=False)
+    result = verdict.run(blank, run.root, progress=False)
+    assert result.causes[0].id == "teacher_weights_not_loaded" and result.causes[0].kind == "direct"
+    assert result.healthy is False and not result.complete
+
+
+def test_gates_follow_the_findings() -> None:
+    good = Finding("teacher.auc", "ok", "yes", "m", 0.9, (0.85, 0.95))
+    bad = replace(good, answer="no", value=0.5, ci=(0.45, 0.54))
+    states = []
+    for finding in (good, bad, replace(good, answer="undecided")):
+        gates = verdict.gates(Case(Settings(), {"teacher": Evidence("teacher", [finding])}, {}))
+        states.append(next(gate.state for gate in gates if "know these images" in gate.question))
+    assert states == ["passed", "failed", "undecided"]
