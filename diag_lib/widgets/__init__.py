@@ -1,0 +1,16 @@
+"""What would change if I moved this? Boards with controls in JupyterLab, still pictures everywhere else."""
+
+from diag_lib.widgets.balance import BalanceBoard, balance_board
+from diag_lib.widgets.board import Board
+from diag_lib.widgets.heatmaps import HeatmapBrowser, heatmap_browser
+from diag_lib.widgets.threshold import ThresholdBoard, threshold_board
+
+__all__ = [
+    "BalanceBoard",
+    "Board",
+    "HeatmapBrowser",
+    "ThresholdBoard",
+    "balance_board",
+    "heatmap_browser",
+    "threshold_board",
+]
