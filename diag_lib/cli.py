@@ -1,0 +1,409 @@
+"""The `diag` command: which run, on which settings, and what came out?
+
+Exit codes: 0 done (whatever the verdict), 1 `--fail-on` reached, 2 the input is wrong, 3 a step failed.
+Heavy modules are imported inside the commands, so that `diag --help` answers at once.
+"""
+
+import errno
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from diag_lib import __version__
+from diag_lib.arguments import (
+    complete_arms,
+    complete_presets,
+    complete_steps,
+    default_out,
+    interval,
+    load_settings,
+    one_line,
+    parse_steps,
+    usage_line,
+)
+from diag_lib.errors import UserError
+from diag_lib.evidence import STEPS, RunFolder
+
+if TYPE_CHECKING:
+    from diag_lib.settings import Settings
+
+DONE, WRONG_INPUT, STEP_FAILED, INTERRUPTED = 0, 2, 3, 130
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A YAML settings file, or the name of a preset.")
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting; repeatable. Values are YAML."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="The run folder [default: reports/<settings name>]."),
+]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-code", help="Allow `arch: package.module:factory`, which runs that Python code."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Finds out why a distilled real-vs-fake image detector does not learn, and proves the fix.
+
+    \b
+    diag demo                       see it work on data made here
+    diag run my.yaml                diagnose your own training
+    diag run --preset base --set dataset.root=photos --steps 01      audit a folder of images
+    diag COMMAND --help             more about one command
+
+    Exit codes: 0 done (whatever the verdict), 1 --fail-on reached, 2 your input is wrong, 3 a step failed.
+    """
+    if version:
+        typer.echo(f"diag {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def demo(
+    fault: Annotated[
+        str | None,
+        typer.Option("--fault", metavar="ID", help="Inject this fault, e.g. leakage, and see it named."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run folder [default: reports/demo[-ID]].")
+    ] = None,
+) -> int:
+    """Make the demo data and run the workbook on it. Needs no data, no weights and no network.
+
+    \b
+    diag demo
+    diag demo --fault leakage
+    """
+    _need("papermill", "skimage", extra="demo")
+    from diag_lib.demo import prepare
+
+    settings = prepare(fault=fault)
+    return _run(settings, out or Path("reports") / (f"demo-{fault}" if fault else "demo"))
+
+
+@app.command()
+def run(
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="A YAML settings file, or the name of a preset.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            autocompletion=complete_presets,
+            help="A preset; beside CONFIG, its training part is laid over it.",
+        ),
+    ] = None,
+    assignments: Assignments = None,
+    out: Out = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            "--steps", metavar="LIST", autocompletion=complete_steps, help="E.g. 01,03-05 or audit,teacher."
+        ),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run finished steps again too.")] = False,
+    fail_on: Annotated[
+        Literal["warning", "error"] | None,
+        typer.Option("--fail-on", help="Exit with 1 when a finding is at least this severe."),
+    ] = None,
+    trust_code: TrustCode = False,
+) -> int:
+    """Run the workbook: seven steps, a verdict, a report. A run folder is resumed where it stopped.
+
+    \b
+    diag run my.yaml
+    diag run my.yaml --preset safest                       your settings with the guide's safest weights
+    diag run my.yaml --set training.seed=7 --out reports/seed7
+    diag run --set dataset.root=photos --steps 01          the audit alone, needs no teacher
+    diag run my.yaml --steps 00-02 --fail-on error         for scripts and CI
+    """
+    chosen = parse_steps(steps)
+    settings = load_settings(config, preset, assignments or ())
+    _need("papermill", extra="notebook")
+    if (config or preset) == "demo":
+        from diag_lib.demo import ensure_data
+
+        ensure_data(settings)
+    return _run(settings, out, steps=chosen, fresh=fresh, fail_on=fail_on, trust_code=trust_code)
+
+
+@app.command("finetune-teacher")
+def finetune_teacher(
+    config: Config, assignments: Assignments = None, out: Out = None, trust_code: TrustCode = False
+) -> int:
+    """Train the teacher on your data.
+
+    For a teacher from another domain: it writes the weights that the alias `finetuned` names. A training
+    that was stopped goes on where it stopped.
+
+    \b
+    diag finetune-teacher my.yaml
+    diag run my.yaml --set teacher.weights=finetuned
+    """
+    settings = load_settings(config, None, assignments or ())
+    _allow_code(trust_code)
+    from diag_lib.training import finetune_teacher as finetune
+
+    result = finetune(settings, _folder(settings, out))
+    if _first_rank():
+        auc = result.auc
+        typer.echo(f"Validation AUC {interval(auc.before)} before, {interval(auc.after)} after")
+        typer.echo(f"Written: {_short(result.path)}. Use it: --set teacher.weights=finetuned")
+    return DONE
+
+
+@app.command()
+def train(
+    config: Config,
+    arm: Annotated[
+        str,
+        typer.Option(
+            "--arm", metavar="ID", autocompletion=complete_arms, help="E.g. status_quo or bce_only."
+        ),
+    ],
+    assignments: Assignments = None,
+    out: Out = None,
+    trust_code: TrustCode = False,
+) -> int:
+    """Train one arm; works under torchrun.
+
+    Shows its validation AUC; the workbook finds the trained arm in the run folder.
+
+    \b
+    diag train my.yaml --arm bce_only
+    torchrun --nproc-per-node 4 -m diag_lib.cli train my.yaml --arm status_quo
+    """
+    settings = load_settings(config, None, assignments or ())
+    _allow_code(trust_code)
+    from diag_lib.training import train_arms
+
+    folder = _folder(settings, out)
+    results = train_arms(settings, folder, [arm])
+    if arm not in results:
+        raise UserError(f"arm {arm}: {results.not_run.get(arm, 'was not trained')}")
+    if _first_rank():
+        typer.echo(f"{arm}: validation AUC {interval(results[arm].auc)}")
+        typer.echo(f"Written: {_short(folder.arm_dir(arm))}")
+    return DONE
+
+
+@app.command()
+def faults(
+    suite: Annotated[
+        Literal["quick", "full"],
+        typer.Option("--suite", help="quick: minutes; full: every fault and control."),
+    ] = "quick",
+    cause: Annotated[
+        list[str] | None, typer.Option("--cause", metavar="ID", help="Only this fault; repeatable.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Runs of each case.")] = 1,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the score table goes.")] = Path(
+        "reports/faults"
+    ),
+) -> int:
+    """Inject known faults, score the verdicts.
+
+    Faults and hard controls; how often is the right cause named first, how often is there a false alarm?
+
+    \b
+    diag faults
+    diag faults --cause leakage --cause lr_too_low --seeds 3
+    """
+    _need("papermill", "skimage", extra="demo")
+    from diag_lib.faults.suite import run_suite
+
+    return int(run_suite(suite, causes=cause or None, seeds=seeds, out=out))
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN ...", help="Run folders, the reference first.")
+    ],
+) -> int:
+    """Compare runs: verdict, AUC, settings.
+
+    \b
+    diag compare reports/before reports/after
+    """
+    from diag_lib.workbook.comparing import compare as comparison
+
+    typer.echo(comparison(runs))
+    return DONE
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The page to write, ending in .html or .zip.")],
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Leave out every picture of the dataset.")
+    ] = False,
+) -> int:
+    """Write a run as one file to share.
+
+    It opens offline and shows no path, user or host name.
+
+    \b
+    diag export reports/my my.html
+    diag export reports/my my.zip --no-images
+    """
+    from diag_lib.workbook.export import export_single_file
+
+    typer.echo(f"Written: {_short(export_single_file(run, file, images=not no_images))}")
+    return DONE
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lab(context: typer.Context) -> int:
+    """Open the notebooks in JupyterLab.
+
+    Further options go to JupyterLab.
+
+    \b
+    diag lab
+    diag lab --no-browser --port 9000
+    """
+    from diag_lib.lab import open_lab
+
+    return open_lab(context.args)
+
+
+@app.command()
+def doctor(
+    weights_dir: Annotated[str, typer.Option(metavar="DIR", help="Where published weights lie.")] = "weights",
+) -> int:
+    """Check this machine: is everything here?"""
+    from diag_lib.doctor import examine
+
+    marks = {"ok": "ok  ", "note": "note", "error": "FAIL"}
+    bad = 0
+    for check in examine(Path(weights_dir)):
+        bad += check.level == "error"
+        typer.echo(f"{marks[check.level]}  {check.name:<12} {check.text}")
+    typer.echo("Ready." if not bad else f"{bad} thing{'s' if bad > 1 else ''} to repair, marked FAIL.")
+    return DONE if not bad else STEP_FAILED
+
+
+def _run(
+    settings: "Settings",
+    out: Path | None,
+    *,
+    steps: Sequence[str] = STEPS,
+    fresh: bool = False,
+    fail_on: Literal["warning", "error"] | None = None,
+    trust_code: bool = False,
+) -> int:
+    _allow_code(trust_code)
+    from diag_lib.workbook.run import run_workbook
+
+    folder = RunFolder(out or default_out(settings))
+    code = run_workbook(settings, folder.root, steps=steps, fresh=fresh, fail_on=fail_on)
+    _tell(folder, steps)
+    return code
+
+
+def _folder(settings: "Settings", out: Path | None) -> RunFolder:
+    """The run folder of a command that trains without the workbook, made when missing."""
+    from diag_lib.workbook.preflight import keep_out_of_dataset
+
+    folder = RunFolder(out or default_out(settings))
+    keep_out_of_dataset(settings, folder.root)
+    return folder.create()
+
+
+def _tell(folder: RunFolder, steps: Sequence[str]) -> None:
+    """The verdict in a few lines, and where the report is."""
+    verdict = folder.read_json("verdict.json") if "verdict" in steps else None
+    if isinstance(verdict, dict):
+        typer.echo(one_line(f"Verdict: {verdict.get('summary', '')}"))
+        for number, cause in enumerate(verdict.get("causes", []), 1):
+            text = one_line(f"{number}. {cause['id']} ({cause['status']}): {cause['fix']['text']}")
+            typer.echo(f"  {text}")
+    typer.echo(f"Report: {_short(folder.root / 'index.html')}")
+
+
+def _short(path: Path) -> str:
+    """A path relative to the working directory where it lies inside."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _first_rank() -> bool:
+    """Whether this process is the one that speaks (torchrun starts several)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _allow_code(trusted: bool) -> None:
+    if trusted:
+        os.environ["DIAG_TRUST_CODE"] = "1"  # the environment, so that the notebooks' kernels inherit it
+
+
+def _need(*modules: str, extra: str) -> None:
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} not installed: pip install 'diag-lib[{extra}]'")
+
+
+# The user's disk and permissions; any other OSError is a fault of ours.
+_USERS_OSERRORS = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; mistakes of the user are one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal without an interval's "≥" is no failure
+    try:
+        code = app(args=list(sys.argv[1:] if argv is None else argv), prog_name="diag", standalone_mode=False)
+    except UserError as error:
+        return _complain(str(error), WRONG_INPUT)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except Exception as error:
+        if (text := usage_line(error)) is not None:
+            return _complain(text, WRONG_INPUT)
+        if isinstance(error, OSError) and error.errno in _USERS_OSERRORS:
+            return _complain(f"{error.filename or 'writing'}: {error.strerror}", WRONG_INPUT)
+        traceback.print_exc()
+        return _complain("this is a fault in diag itself; please report it with the lines above", STEP_FAILED)
+    if code == INTERRUPTED:
+        return _complain("interrupted; the same command continues where it stopped", INTERRUPTED)
+    return int(code or DONE)
+
+
+def _complain(text: str, code: int) -> int:
+    typer.echo(f"diag: {one_line(text)}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""What differs between runs: their verdicts, what each training reached, and the settings?"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diag_lib.errors import UserError
+from diag_lib.evidence import STEPS, RunFolder
+from diag_lib.workbook.bars import row
+from diag_lib.workbook.scrub import Scrubber
+from diag_lib.workbook.start import SETTINGS_FILE
+
+MAX_CELL = 44
+ABSENT = "–"
+# Findings whose answers tell runs apart at a glance.
+KEY_FINDINGS = ("audit.leakage", "teacher.auc", "logits.scale_ratio", "logits.mse", "baseline.auc")
+
+
+def compare(runs: Sequence[str | Path]) -> str:
+    """A text table, one column a run: verdict, causes, AUC of every arm, key findings, settings that differ.
+
+    Raises `UserError` when fewer than two folders are named or one of them is no run folder.
+    """
+    if len(runs) < 2:
+        raise UserError("compare: name at least two run folders")
+    folders = [RunFolder(run) for run in runs]
+    for run, folder in zip(runs, folders, strict=True):
+        if not (folder.root / SETTINGS_FILE).is_file():
+            raise UserError(f"{run}: is no run folder (it holds no {SETTINGS_FILE})")
+    verdicts = [_mapping(folder.read_json("verdict.json")) for folder in folders]
+    blocks = [
+        ("Verdict", _verdict_rows(verdicts)),
+        ("AUC of the arms [95%]", _arm_rows(verdicts)),
+        ("Findings", _finding_rows(folders)),
+        ("Settings that differ", _setting_rows(folders)),
+    ]
+    header = ["", *_names(folders)]
+    lines = [header]
+    for title, rows in blocks:
+        if rows:
+            lines += [[title.upper(), *[""] * len(folders)], *rows]
+    return _laid_out(lines)
+
+
+def _names(folders: Sequence[RunFolder]) -> list[str]:
+    names = [folder.root.name for folder in folders]
+    distinct = len(set(names)) == len(names)
+    return names if distinct else [f"{folder.root.parent.name}/{folder.root.name}" for folder in folders]
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _items(verdict: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    return [item for item in verdict.get(key) or [] if isinstance(item, dict)]
+
+
+def _verdict_rows(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
+    words = {True: "healthy", False: "not healthy", None: "undecided"}
+    health = [words.get(v.get("healthy"), ABSENT) if v else "no verdict" for v in verdicts]
+    causes = [
+        "; ".join(f"{c.get('id')} ({c.get('status')})" for c in _items(v, "causes")) or ABSENT
+        for v in verdicts
+    ]
+    open_ones = [", ".join(str(c.get("id")) for c in _items(v, "undecided")) or ABSENT for v in verdicts]
+    return [["healthy", *health], ["causes", *causes], ["still open", *open_ones]]
+
+
+def _arm_rows(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
+    arms = [{str(arm.get("id")): row("", arm) for arm in _items(verdict, "arms")} for verdict in verdicts]
+    ids = list(dict.fromkeys(name for found in arms for name in found))
+    return [[name, *(_auc(found.get(name)) for found in arms)] for name in ids]
+
+
+def _auc(item: Any) -> str:
+    if item is None or item.value is None:
+        return ABSENT
+    return f"{item.value:.2f}" + (f" [{item.ci[0]:.2f}, {item.ci[1]:.2f}]" if item.ci else "")
+
+
+def _finding_rows(folders: Sequence[RunFolder]) -> list[list[str]]:
+    found: list[dict[str, str]] = []
+    for folder in folders:
+        evidence = [one for step in STEPS if (one := folder.read_evidence(step)) is not None]
+        found.append({item.id: item.answer for one in evidence for item in one.findings})
+    return [
+        [name, *(answers.get(name, ABSENT) for answers in found)]
+        for name in KEY_FINDINGS
+        if any(name in answers for answers in found)
+    ]
+
+
+def _setting_rows(folders: Sequence[RunFolder]) -> list[list[str]]:
+    hide = Scrubber()
+    flat = []
+    for folder in folders:
+        try:
+            tree = yaml.safe_load((folder.root / SETTINGS_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            tree = None
+        flat.append(_flat(_mapping(tree)))
+    keys = list(dict.fromkeys(key for settings in flat for key in settings))
+    return [
+        [key, *(hide(str(settings.get(key, ABSENT))) for settings in flat)]
+        for key in keys
+        if len({str(settings.get(key)) for settings in flat}) > 1
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        result.update(
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        )
+    return result
+
+
+def _laid_out(lines: Sequence[Sequence[str]]) -> str:
+    cells = [[_short(cell) for cell in line] for line in lines]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+def _short(cell: str) -> str:
+    text = "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in cell
+    )
+    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"

@@ -1,0 +1,300 @@
+"""What does the reader see first? The verdict, its proof, what to paste, and how far each step got."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from diag_lib.display import ANSWER_WORD, SEVERITY_LOOK, number, with_interval
+from diag_lib.evidence import STEP_TITLES, STEPS, Finding, RunFolder
+from diag_lib.settings import Settings
+from diag_lib.workbook.bars import Row, bars, row
+from diag_lib.workbook.render import environment, navigation, scrubber, step_cards
+from diag_lib.workbook.scrub import Scrubber
+from diag_lib.workbook.start import SETTINGS_FILE
+from diag_lib.workbook.state import RUN_FILE, RunState
+
+MAX_KEY_FINDINGS = 10
+HOME_PARENT = "reports"
+PROOF_SENTENCE = {
+    "gain": "Removing the cause raises the AUC.",
+    "inflation_removed": "Removing the cause takes a flattering AUC down to the true one.",
+    "direct": "Shown directly, without training.",
+}
+
+
+def write_index(folder: RunFolder, state: RunState, settings: Settings | None) -> Path:
+    """Write `index.html` from whatever is there: `verdict.json`, the evidence, `run.json`; nothing is required."""
+    hide = scrubber(folder, settings)
+    page = environment().get_template("index.html.j2").render(**context(folder, state, settings, hide))
+    return folder.write_text("index.html", page)
+
+
+def context(folder: RunFolder, state: RunState, settings: Settings | None, hide: Scrubber) -> dict[str, Any]:
+    """All that the overview's template shows; every text is free of paths and names of the machine."""
+    raw = folder.read_json("verdict.json")
+    verdict = hide.tree(raw) if isinstance(raw, dict) else None
+    causes = _mappings(verdict, "causes")
+    first = causes[0] if causes else None
+    findings = list(_findings(folder))
+    cards = hide.tree([{**card, "line": vars(card["line"])} for card in step_cards(folder, state)])
+    return {
+        "title": hide(f"{_headline(verdict)} · {state.name}"),
+        "nav": navigation(folder, state, None, hide),
+        "hero": _hero(verdict, state, hide),
+        "first": first,
+        "broken": [card for card in cards if card["status"] in ("failed", "stopped")],
+        "stale": [card for card in cards if card["status"] == "out of date"],
+        "cards": cards,
+        "gates": hide.tree(_gates(findings)),
+        "proof": _proof(first),
+        "patch": hide(_patch(folder)),
+        "others": causes[1:],
+        "title_of": title_of,
+        "undecided": _mappings(verdict, "undecided"),
+        "ruled_out": _mappings(verdict, "ruled_out"),
+        "arms": _arms(verdict, settings),
+        "findings": _finding_rows(findings, hide),
+        "max_findings": MAX_KEY_FINDINGS,
+        "facts": hide.tree(_facts(state)),
+    }
+
+
+def title_of(cause: object) -> str:
+    """`Teacher domain shift` for "teacher_domain_shift"."""
+    text = str(cause).replace("_", " ").strip()
+    return text[:1].upper() + text[1:]
+
+
+def _mappings(verdict: Any, key: str) -> list[dict[str, Any]]:
+    found = verdict.get(key) if isinstance(verdict, dict) else None
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _headline(verdict: dict[str, Any] | None) -> str:
+    if verdict is None:
+        return "No verdict yet"
+    causes = _mappings(verdict, "causes")
+    if verdict.get("healthy") is True:
+        return "Healthy"
+    if verdict.get("healthy") is False and causes:
+        return title_of(causes[0].get("id", "cause found"))
+    return "Undecided"
+
+
+def _hero(verdict: dict[str, Any] | None, state: RunState, hide: Scrubber) -> dict[str, str]:
+    """Badge, headline and sentence of the verdict, or why there is none."""
+    line = state.steps["verdict"]
+    if verdict is None:
+        reasons = {
+            "failed": f"The verdict step failed. {line.why}",
+            "stopped": f"The run was stopped. {line.why}",
+        }
+        text = reasons.get(
+            line.status, "The verdict step has not run; the findings of the other steps are below."
+        )
+        return {
+            "kind": "none",
+            "badge": "No verdict",
+            "headline": "No verdict yet",
+            "summary": hide(text),
+            "note": "",
+        }
+    causes = _mappings(verdict, "causes")
+    status = str(causes[0].get("status", "")) if causes else ""
+    looks = {True: ("ok", "Healthy"), False: ("error", f"Cause {status}" if status else "Not healthy")}
+    kind, badge = looks.get(verdict.get("healthy"), ("open", "Undecided"))  # type: ignore[arg-type]
+    notes = []
+    if verdict.get("complete") is False:
+        notes.append("Incomplete: not every step or experiment took part in this verdict.")
+    if line.status == "out of date":
+        notes.append("Out of date: steps have run again since this verdict was reached.")
+    return {
+        "kind": kind,
+        "badge": badge,
+        "headline": _headline(verdict),
+        "summary": str(verdict.get("summary") or ""),
+        "note": " ".join(notes),
+    }
+
+
+def _findings(folder: RunFolder) -> Iterator[Finding]:
+    for step in STEPS:
+        try:
+            evidence = folder.read_evidence(step)
+        except (TypeError, ValueError, KeyError):
+            continue  # a file that is not ours any more must not take the page down
+        if evidence is not None:
+            yield from evidence.findings
+
+
+def _gates(findings: list[Finding]) -> list[dict[str, str]]:
+    """The order of decision, with this run's answers."""
+    from diag_lib.verdict import GATES
+
+    known = {finding.id: finding for finding in findings}
+    rows = []
+    for question, finding_id, passes in GATES:
+        found = known.get(finding_id)
+        if found is None:
+            rows.append(
+                {"kind": "none", "state": "Not asked", "question": question, "message": "", "figures": ""}
+            )
+            continue
+        state, kind = ("Undecided", "open") if found.answer == "undecided" else ("Fails", "error")
+        if found.answer == passes:
+            state, kind = "Passes", "ok"
+        figures = "" if found.value is None else with_interval(found.value, found.ci)
+        figures += (
+            f" (threshold {_limit(found.threshold)})" if found.threshold is not None and figures else ""
+        )
+        rows.append(
+            {"kind": kind, "state": state, "question": question, "message": found.message, "figures": figures}
+        )
+    return rows
+
+
+def _proof(cause: dict[str, Any] | None) -> dict[str, Any] | None:
+    proof = cause.get("proof") if cause else None
+    if not isinstance(proof, dict):
+        return None
+    before, after = proof.get("before"), proof.get("after")
+    shown: dict[str, Any] = {
+        "kind": proof.get("kind"),
+        "sentence": PROOF_SENTENCE.get(str(proof.get("kind")), ""),
+    }
+    if isinstance(before, dict) and isinstance(after, dict):
+        rows = [
+            row("Before", before, "error", str(before.get("arm", ""))),
+            row("After", after, "ok", str(after.get("arm", ""))),
+        ]
+        shown["bars"] = bars(rows)
+        delta, ci, p = proof.get("delta"), proof.get("delta_ci"), proof.get("p")
+        if isinstance(delta, (int, float)):
+            shown["delta"] = f"{delta:+.2f}"
+            if isinstance(ci, (list, tuple)) and len(ci) == 2:
+                shown["delta"] += f" [{ci[0]:+.2f}, {ci[1]:+.2f}]"
+            if isinstance(p, (int, float)):
+                shown["delta"] += f", p {'< 0.0001' if p < 1e-4 else f'= {p:.2g}'}"
+    return shown
+
+
+def _patch(folder: RunFolder) -> str:
+    """YAML of the settings that `recommended.yaml` changes; empty when it changes none."""
+    trees = []
+    for name in (SETTINGS_FILE, "recommended.yaml"):
+        try:
+            trees.append(yaml.safe_load((folder.root / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, yaml.YAMLError):
+            return ""
+    changed = _difference(trees[0], trees[1])
+    return yaml.safe_dump(changed, sort_keys=False, allow_unicode=True) if changed else ""
+
+
+def _difference(old: Any, new: Any) -> Any:
+    """The part of `new` that differs from `old`, as the same nesting; None when nothing does."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = {key: _difference(old.get(key), value) for key, value in new.items() if old.get(key) != value}
+        return parts or None
+    return new
+
+
+def _arms(verdict: dict[str, Any] | None, settings: Settings | None) -> Markup | None:
+    arms = _mappings(verdict, "arms")
+    limit = settings.thresholds.baseline_auc if settings else None
+    rows: list[Row] = []
+    for arm in arms:
+        item = row(str(arm.get("id", "")), arm, "note", _arm_note(arm))
+        if limit is not None and item.ci is not None:
+            item = Row(item.name, item.value, item.ci, _side(item.ci, limit), item.note)
+        rows.append(item)
+    marks = [(0.5, "chance")] + ([(limit, "the student learns")] if limit is not None else [])
+    return bars(rows, marks) if rows else None
+
+
+def _side(ci: tuple[float, float], limit: float) -> str:
+    return "ok" if ci[0] > limit else "error" if ci[1] < limit else "none"
+
+
+def _arm_note(arm: dict[str, Any]) -> str:
+    seeds = arm.get("seeds")
+    return f"{seeds} seeds" if isinstance(seeds, int) and seeds > 1 else ""
+
+
+def _finding_rows(findings: list[Finding], hide: Scrubber) -> list[dict[str, str]]:
+    """All findings, the most severe first, as plain texts."""
+    order = list(SEVERITY_LOOK)
+    rows = []
+    for finding in sorted(findings, key=lambda item: -order.index(item.severity)):
+        word, glyph, *_ = SEVERITY_LOOK[finding.severity]
+        rows.append(
+            {
+                "kind": finding.severity,
+                "word": f"{glyph} {word}",
+                "answer": ANSWER_WORD[finding.answer],
+                "message": hide(finding.message),
+                "id": finding.id,
+                "figures": with_interval(finding.value, finding.ci) if finding.value is not None else "",
+                "threshold": _limit(finding.threshold) if finding.threshold is not None else "",
+                "n": number(finding.n) if finding.n is not None else "",
+            }
+        )
+    return rows
+
+
+def _limit(value: float) -> str:
+    return f"{value:g}"
+
+
+def _threads(facts: dict[str, Any]) -> str:
+    count = facts.get("threads")
+    return "1 thread" if count == 1 else f"{count} threads" if count else ""
+
+
+def _facts(state: RunState) -> dict[str, str]:
+    facts = state.facts
+    versions = facts.get("versions") or {}
+    shown = {
+        "Started": state.started,
+        "Finished": state.finished or "",
+        "Device": f"{facts.get('device', '')} · {facts.get('precision', '')} · {_threads(facts)}",
+        "Platform": str(facts.get("platform", "")),
+        "Budget": str(facts.get("budget", "")),
+        "Seeds": ", ".join(map(str, facts.get("seeds") or [])),
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "Inputs": ", ".join(f"{name} {str(value)[:10]}" for name, value in state.inputs.items() if value),
+    }
+    return {name: text for name, text in shown.items() if text.strip(" ·")}
+
+
+def write_home(folder: RunFolder) -> Path | None:
+    """List the runs beside this one in `reports/index.html`; only where that folder is called `reports`."""
+    parent = folder.root.parent
+    if parent.name != HOME_PARENT:
+        return None
+    runs = []
+    for path in sorted(parent.glob(f"*/{RUN_FILE}")):
+        other = RunFolder(path.parent)
+        if (other.root / "index.html").is_file():
+            state, hide = RunState.load(other), scrubber(other, None)
+            verdict = other.read_json("verdict.json")
+            hero = _hero(hide.tree(verdict) if isinstance(verdict, dict) else None, state, hide)
+            done = sum(line.status == "done" for line in state.steps.values())
+            runs.append(
+                {
+                    "name": hide(path.parent.name),
+                    "link": path.parent.name,
+                    "hero": hero,
+                    "done": done,
+                    "at": state.finished,
+                }
+            )
+    runs.sort(key=lambda run: str(run["at"] or ""), reverse=True)
+    page = (
+        environment()
+        .get_template("home.html.j2")
+        .render(title="Runs", nav="", runs=runs, total=len(STEP_TITLES))
+    )
+    return RunFolder(parent).write_text("index.html", page)

@@ -1,0 +1,316 @@
+"""How do the seven notebooks become one run? In order, resumed where it stopped, an honest page for each."""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from diag_lib import resources
+from diag_lib.errors import UserError
+from diag_lib.evidence import SEVERITIES, STEP_TITLES, STEPS, RunFolder
+from diag_lib.settings import Settings, load
+from diag_lib.workbook import fingerprint
+from diag_lib.workbook.execute import Kernel, execute, now
+from diag_lib.workbook.preflight import refuse_mistakes
+from diag_lib.workbook.start import SETTINGS_FILE, prepare_data
+from diag_lib.workbook.state import RunState, StepState, gather_facts, only_one
+
+DONE, FAIL_ON_REACHED, STEP_FAILED = 0, 1, 3
+
+# Shares of a run's time on the demo (one core); they only feed the "about ... left" of the progress line.
+SHARES = {
+    "symptoms": 14,
+    "audit": 8,
+    "teacher": 8,
+    "logits": 6,
+    "baseline": 24,
+    "distillation": 28,
+    "verdict": 12,
+}
+
+
+def notebook_name(step: str) -> str:
+    """`02_teacher` for "teacher"."""
+    return f"{STEPS.index(step):02d}_{step}"
+
+
+def run_workbook(
+    config: Settings | str | Path,
+    out: str | Path,
+    *,
+    steps: Sequence[str] | None = None,
+    fresh: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    fail_on: Literal["warning", "error"] | None = None,
+    cell_timeout: float | None = None,
+    time_limit: float | None = None,
+    notebooks: Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> int:
+    """Run the notebooks of `steps` (all by default) on `config` and write the report into the folder `out`.
+
+    Parameters
+    ----------
+    fresh : run every step again, also those whose inputs have not changed.
+    fail_on : return 1 when a step that is asked for has a finding of this severity or worse.
+    cell_timeout, time_limit : seconds for one cell and for the whole run; a stopped run is marked incomplete.
+    notebooks : folder of the `NN_step.ipynb` files (default: the package's).
+    say : takes the progress lines (default: standard error).
+
+    Returns
+    -------
+    0 done, 1 `fail_on` reached, 3 a step failed or was stopped; the report is written in every case.
+
+    Raises
+    ------
+    UserError : settings, dataset or folder are unusable. KeyboardInterrupt : after leaving a consistent folder.
+    """
+    chosen = _chosen(steps)
+    settings = config if isinstance(config, Settings) else load(config)
+    settings = settings.with_overrides(overrides) if overrides else settings
+    if not isinstance(config, Settings):
+        prepare_data(settings, config)
+    inputs, facts = fingerprint.inputs(settings), gather_facts(settings)
+    refuse_mistakes(settings, chosen, Path(out))
+    folder = RunFolder(out).create()
+    with only_one(folder), _terminate_as_interrupt():
+        run = _Run(
+            settings,
+            folder,
+            chosen,
+            fresh,
+            notebooks or resources.notebooks_dir(),
+            say or _to_stderr,
+            inputs,
+            facts,
+        )
+        run.cell_timeout = cell_timeout
+        run.deadline = time.monotonic() + time_limit if time_limit else None
+        run.all_steps()
+    bad = any(run.state.steps[step].status in ("failed", "stopped", "not run") for step in chosen)
+    if bad:
+        return STEP_FAILED
+    return FAIL_ON_REACHED if fail_on and _reached(folder, chosen, fail_on) else DONE
+
+
+class _Run:
+    cell_timeout: float | None = None
+    deadline: float | None = None
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: RunFolder,
+        chosen: Sequence[str],
+        fresh: bool,
+        notebooks: Path,
+        say: Callable[[str], None],
+        inputs: dict[str, str],
+        facts: dict[str, Any],
+    ) -> None:
+        self.settings, self.folder, self.chosen, self.notebooks, self.say = (
+            settings,
+            folder,
+            chosen,
+            notebooks,
+            say,
+        )
+        missing = [step for step in chosen if not self.source(step).is_file()]
+        if missing:
+            raise UserError(f"{notebooks}: the notebook {notebook_name(missing[0])}.ipynb is missing")
+        folder.write_text(SETTINGS_FILE, settings.to_yaml())
+        self.state = RunState.load(folder)
+        self.before = {step: line.seconds for step, line in self.state.steps.items() if line.status == "done"}
+        self.state.inputs, self.state.facts = inputs, facts
+        self.state.started, self.state.finished = now(), None
+        self.begun = time.monotonic()
+        self.pending = self._to_run(fresh)
+        self.next_kernel: Kernel | None = None
+
+    def source(self, step: str) -> Path:
+        return self.notebooks / f"{notebook_name(step)}.ipynb"
+
+    def key(self, step: str) -> str:
+        return fingerprint.step_key(step, self.source(step), self.state.inputs, self.folder)
+
+    def _to_run(self, fresh: bool) -> list[str]:
+        """The chosen steps whose result cannot be kept; every other step's line is brought up to date."""
+        run: list[str] = []
+        for step in STEPS:
+            line = self.state.steps[step]
+            kept = line.status in ("done", "out of date") and self._complete(step)
+            current = kept and self.source(step).is_file() and line.key == self.key(step)
+            if step in self.chosen:
+                # The verdict reads what other steps write: it is judged again as soon as one of them runs.
+                if fresh or not current or (step == "verdict" and run):
+                    run.append(step)
+                else:
+                    line.status, line.reused = "done", True
+            elif not kept and line.status in ("done", "running", "out of date"):
+                self.state.steps[step] = StepState()
+            elif kept:
+                line.status, line.reused = ("done" if current else "out of date"), True
+        return run
+
+    def _complete(self, step: str) -> bool:
+        name = notebook_name(step)
+        needed = (self.folder.evidence_path(step), self.folder.root / f"{name}.html", self._target(step))
+        return all(path.is_file() for path in needed)
+
+    def _target(self, step: str) -> Path:
+        return self.folder.root / "notebooks" / f"{notebook_name(step)}.ipynb"
+
+    def all_steps(self) -> None:
+        """Run what has to run; the folder is consistent at every moment, also when this is interrupted."""
+        from diag_lib.workbook import index, render
+
+        if self.pending:
+            self._start_kernel()
+        try:
+            for number, step in enumerate(self.chosen, 1):
+                where = f"[{number}/{len(self.chosen)}] {STEP_TITLES[step]}"
+                if step not in self.pending:
+                    self.say(f"{where}: kept, its inputs have not changed")
+                    continue
+                interrupted = self._one_step(step, where)
+                render.write_page(self.folder, self.state, step, self.settings)
+                self.state.save(self.folder)
+                if interrupted:
+                    raise KeyboardInterrupt
+                index.write_index(self.folder, self.state, self.settings)
+        finally:
+            self._stop_kernel()
+            self._outdated()
+            self.state.finished = now()
+            self.state.save(self.folder)
+            index.write_index(self.folder, self.state, self.settings)
+            render.refresh_navigation(self.folder, self.state)
+            index.write_home(self.folder)
+
+    def _one_step(self, step: str, where: str) -> bool:
+        """Run one notebook and note how it went; True when the run was interrupted in it."""
+        line = self.state.steps[step] = StepState("running", started=now(), key=self.key(step))
+        self._forget(step)
+        self.state.save(self.folder)
+        self.say(f"{where}: running{self._left(step)}")
+        self._target(step).parent.mkdir(exist_ok=True)
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            line.status, line.why, line.outcome = (
+                "not run",
+                "The time limit was reached before this step.",
+                "time limit",
+            )
+            return False
+        kernel, self.next_kernel = self.next_kernel or Kernel(self.settings, Path.cwd()), None
+        self.pending.remove(step)
+        if self.pending:
+            self._start_kernel()
+        parameters = {
+            "config": str(self.folder.root / SETTINGS_FILE),
+            "run_dir": str(self.folder.root),
+            "overrides": {},
+        }
+        try:
+            result = execute(
+                self.source(step),
+                self._target(step),
+                parameters,
+                kernel,
+                cell_timeout=self.cell_timeout,
+                deadline=self.deadline,
+            )
+        finally:
+            kernel.stop()
+        line.record(result)
+        if line.status == "done" and self.folder.read_evidence(step) is None:
+            line.status, line.why = (
+                "failed",
+                f"The notebook ran to its end but wrote no evidence/{step}.json.",
+            )
+        tail = f": {line.why}" if line.why else ""
+        self.say(f"{where}: {line.status} after {result.seconds:.0f} s{tail}")
+        return result.outcome == "interrupted"
+
+    def _forget(self, step: str) -> None:
+        """What an earlier run of the step wrote must not be taken for this one's."""
+        stale = [
+            self.folder.evidence_path(step),
+            self._target(step),
+            self.folder.root / f"{notebook_name(step)}.html",
+        ]
+        if step == "verdict":
+            stale += [self.folder.root / "verdict.json", self.folder.root / "recommended.yaml"]
+        for path in stale:
+            path.unlink(missing_ok=True)
+
+    def _outdated(self) -> None:
+        """After the last step: an interrupted step is stopped, a verdict older than its evidence is out of date."""
+        for line in self.state.steps.values():
+            if line.status == "running":
+                line.status, line.why, line.outcome = "stopped", "The run was interrupted.", "interrupted"
+        verdict = self.state.steps["verdict"]
+        if verdict.status == "done" and verdict.key != self.key("verdict"):
+            verdict.status = "out of date"
+
+    def _start_kernel(self) -> None:
+        """Boot the next step's kernel while this step computes: its start and imports then cost no waiting."""
+        self.next_kernel = Kernel(self.settings, Path.cwd())
+
+    def _stop_kernel(self) -> None:
+        if self.next_kernel is not None:
+            self.next_kernel.stop()
+
+    def _left(self, step: str) -> str:
+        """`(12 s so far, about 90 s left)`: from the last run's seconds, else from the demo's shares."""
+        so_far = time.monotonic() - self.begun
+        ran = [
+            s for s in self.chosen if s not in self.pending and not self.state.steps[s].reused and s != step
+        ]
+        share = sum(SHARES[s] for s in ran)
+        rate = so_far / share if share else None
+        todo = [self.before.get(s) or (SHARES[s] * rate if rate else None) for s in self.pending]
+        known = [seconds for seconds in todo if seconds is not None]
+        if len(known) < len(todo) or not known:
+            return f" ({so_far:.0f} s so far)" if so_far >= 1 else ""
+        return f" ({so_far:.0f} s so far, about {sum(known):.0f} s left)"
+
+
+def _chosen(steps: Sequence[str] | None) -> list[str]:
+    unknown = [step for step in steps or () if step not in STEPS]
+    if unknown:
+        raise UserError(f"step {unknown[0]!r} does not exist; steps: {', '.join(STEPS)}")
+    return [step for step in STEPS if steps is None or step in steps]
+
+
+def _reached(folder: RunFolder, steps: Sequence[str], fail_on: str) -> bool:
+    if fail_on not in SEVERITIES:
+        raise UserError(f"fail_on {fail_on!r} is not allowed; allowed: warning, error")
+    severe = SEVERITIES[SEVERITIES.index(fail_on) :]
+    evidence = [found for step in steps if (found := folder.read_evidence(step))]
+    return any(finding.severity in severe for one in evidence for finding in one.findings)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM (a scheduler's stop) is handled like Ctrl-C, so that the folder stays consistent."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,79 @@
+"""What does a notebook need before its first step: checked settings, its images, and a folder to write to."""
+
+import contextlib
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diag_lib.errors import UserError
+from diag_lib.evidence import STEPS, RunFolder
+from diag_lib.settings import Settings, load
+from diag_lib.workbook.preflight import keep_out_of_dataset
+
+SETTINGS_FILE = "settings.yaml"
+
+
+def start(
+    step: str,
+    config: str | os.PathLike[str],
+    run_dir: str | os.PathLike[str],
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[Settings, Path]:
+    """First line of every notebook: validate its three parameters, write `settings.yaml` into the run folder.
+
+    Parameters
+    ----------
+    step : name of the step, e.g. "teacher".
+    config : path of a settings file, or a preset's name; "demo" also makes the demo images when missing.
+    run_dir : folder of the run, made when missing. Relative paths are relative to the working directory; a
+        notebook opened in a checkout's `notebooks/` counts from the checkout, as the command line does there.
+    overrides : dotted settings keys to values.
+
+    Returns
+    -------
+    (settings, run_dir) with run_dir absolute.
+
+    Raises
+    ------
+    UserError : a parameter or a setting is not allowed, or the folder cannot be written.
+    """
+    _check(step, config, run_dir, overrides)
+    with contextlib.chdir(_base_dir()):
+        settings = load(Path(config) if not isinstance(config, str) else config, dict(overrides or {}))
+        folder = RunFolder(Path(run_dir).expanduser())
+        keep_out_of_dataset(settings, folder.root)
+        folder.create()
+        prepare_data(settings, config)
+    text = settings.to_yaml()
+    path = folder.root / SETTINGS_FILE
+    if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
+        folder.write_text(SETTINGS_FILE, text)
+    return settings, folder.root
+
+
+def prepare_data(settings: Settings, config: str | os.PathLike[str]) -> None:
+    """Make the demo images when `config` is the demo preset; every other dataset is the user's own."""
+    if config == "demo":
+        # The demo stands above this module: it is looked up only when it is asked for.
+        importlib.import_module("diag_lib.demo").ensure_data(settings)
+
+
+def _check(step: object, config: object, run_dir: object, overrides: object) -> None:
+    if step not in STEPS:
+        raise UserError(f"step {step!r} does not exist; steps: {', '.join(STEPS)}")
+    for name, value in (("config", config), ("run_dir", run_dir)):
+        if not isinstance(value, (str, os.PathLike)) or not str(value).strip() or "\0" in str(value):
+            raise UserError(f"parameter {name}: a path as text is expected, found {value!r}")
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise UserError(
+            f"parameter overrides: a mapping of dotted keys to values is expected, found {overrides!r};"
+            ' for example {"training.seed": 7}'
+        )
+
+
+def _base_dir() -> Path:
+    here = Path.cwd()
+    in_checkout = here.name == "notebooks" and (here.parent / "diag_lib" / "workbook").is_dir()
+    return here.parent if in_checkout else here

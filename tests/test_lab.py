@@ -1,0 +1,333 @@
+"""The notebooks in a real JupyterLab and browser: no errors, controls that work by keyboard, names that stay text."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from steps_data import tiny_settings, write_images, write_teacher
+
+from diag_lib import resources
+from diag_lib.lab import lab_command, lab_environment
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+CHROMIUM = [Path("/usr/bin") / name for name in ("chromium", "chromium-browser", "google-chrome")]
+HOSTILE = "<img src=x onerror=window.hacked=1>.png"
+TOKEN = "test-token"  # this server lives for one test, on this machine
+NOTEBOOKS = sorted(path.name for path in resources.notebooks_dir().glob("*.ipynb"))
+PATIENCE = 240  # seconds for one notebook on a busy machine
+
+CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type === 'code')
+    .map(cell => ({id: cell.model.id, count: cell.model.executionCount, outputs: cell.model.outputs.toJSON()}))"""
+SHOW = """id => { const notebook = jupyterapp.shell.currentWidget.content;
+    const place = notebook.widgets.findIndex(cell => cell.model.id === id);
+    notebook.activeCellIndex = place; return notebook.scrollToItem(place, 'start').then(() => place); }"""
+READY = """() => { const panel = window.jupyterapp?.shell.currentWidget;
+    return panel?.context?.isReady && panel.sessionContext.session?.kernel?.status === 'idle'; }"""
+
+
+def _missing() -> str:
+    try:
+        import jupyterlab  # noqa: F401
+        import playwright.sync_api  # noqa: F401
+    except ImportError as error:
+        return f"{error.name} is not installed"
+    return (
+        "" if any(path.exists() for path in CHROMIUM) else f"none of {', '.join(map(str, CHROMIUM))} exists"
+    )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    reason = _missing()
+    if reason:
+        text = f"THE NOTEBOOKS WERE NOT RUN IN A BROWSER: {reason}"
+        (pytest.fail if os.environ.get("DIAG_REQUIRE_BROWSER") == "1" else pytest.skip)(text)
+    from playwright.sync_api import sync_playwright
+
+    path = next(path for path in CHROMIUM if path.exists())
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=str(path), args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dataset with a hostile file name, and copies of the notebooks whose parameters name it."""
+    tmp = tmp_path_factory.mktemp("lab")
+    write_images(tmp / "data", train=24, val=24)
+    write_teacher(tmp / "teacher.safetensors")
+    Image.open(tmp / "data/val/fake/0030.png").transpose(Image.Transpose.ROTATE_90).save(
+        tmp / "data/val/real" / HOSTILE
+    )
+    settings = tiny_settings(tmp, training__epochs_s2=2, runtime__budget="quick")
+    (tmp / "settings.yaml").write_text(settings.to_yaml(), encoding="utf-8")
+    (tmp / "notebooks").mkdir()
+    parameters = f"config = {str(tmp / 'settings.yaml')!r}\nrun_dir = {str(tmp / 'run')!r}\noverrides = {{}}"
+    for name in NOTEBOOKS:
+        notebook = json.loads((resources.notebooks_dir() / name).read_text(encoding="utf-8"))
+        (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        cell["source"] = parameters
+        (tmp / "notebooks" / name).write_text(json.dumps(notebook), encoding="utf-8")
+    return tmp
+
+
+@pytest.fixture(scope="module")
+def lab(work: Path, browser: Any) -> Iterator[str]:
+    """The address of a JupyterLab started by the product's own command line."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    extra = [
+        "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True",
+    ]  # fmt: skip
+    homes = {f"JUPYTER_{kind}_DIR": str(work / "jupyter" / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**lab_environment(), **homes, "IPYTHONDIR": str(work / "ipython"), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "MPLBACKEND": ""}
+    environment.pop("DIAG_STATIC", None)
+    log = work / "lab.log"
+    with log.open("wb") as stream:
+        server = subprocess.Popen(
+            lab_command(work / "notebooks", extra), stdout=stream, stderr=stream,
+            env=environment, start_new_session=True,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(f"{address}/api/status?token={TOKEN}", server, log)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+        shutil.rmtree(work / "jupyter", ignore_errors=True)
+
+
+def _wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    for _ in range(600):
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+class Opened:
+    """One notebook, run from top to bottom in one page."""
+
+    def __init__(self, page: Any, lab: str, name: str) -> None:
+        self.page, self.outside = page, []
+        page.on("request", lambda request: self._note(request.url, lab))
+        page.goto(f"{lab}/lab/tree/{name}?reset&token={TOKEN}")
+        page.wait_for_function(READY, timeout=PATIENCE * 1000)
+        page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self.cells = page.evaluate(CELLS)
+            if all(cell["count"] for cell in self.cells) or self.errors or time.monotonic() > deadline:
+                break
+            page.wait_for_timeout(300)
+
+    def _note(self, url: str, lab: str) -> None:
+        if not url.startswith((lab, "data:", "blob:")):
+            self.outside.append(url)
+
+    @property
+    def errors(self) -> list[str]:
+        """What went wrong, a line a cell."""
+        outputs = [(cell["id"], out) for cell in self.cells for out in cell["outputs"]]
+        return [
+            f"{name}: {out['ename']}: {out['evalue']}"
+            for name, out in outputs
+            if out["output_type"] == "error"
+        ]
+
+    def board(self, cell: str) -> "Shown":
+        """The board in a cell, scrolled to."""
+        place = f".jp-Cell[data-windowed-list-index='{self.page.evaluate(SHOW, cell)}'] .jp-OutputArea-output"
+        self.page.wait_for_selector(f"{place} .widget-html img", timeout=60_000)
+        return Shown(self.page, self.page.locator(place).first)
+
+    def shoot(self, name: str) -> None:
+        """Keep a picture of the page where DIAG_SCREENSHOTS says."""
+        if os.environ.get("DIAG_SCREENSHOTS"):
+            self.page.screenshot(path=str(Path(os.environ["DIAG_SCREENSHOTS"]) / f"{name}.png"))
+
+
+class Shown:
+    """A board in the page: its controls by their labels, its picture, its text."""
+
+    def __init__(self, page: Any, place: Any) -> None:
+        self.page, self.place = page, place
+
+    def slider(self, label: str) -> Any:
+        """The handle of the slider beside the label."""
+        row = self.place.locator(".widget-inline-hbox", has=self.page.locator(f"label:text-is('{label}')"))
+        return row.locator(".noUi-handle")
+
+    def button(self, name: str) -> Any:
+        """The button with that text."""
+        return self.place.get_by_role("button", name=name, exact=True)
+
+    @property
+    def content(self) -> str:
+        return str(self.place.locator(".widget-html").inner_html())
+
+    @property
+    def picture(self) -> str:
+        return str(self.place.locator(".widget-html img").get_attribute("src"))
+
+    @property
+    def text(self) -> str:
+        return str(self.place.locator(".widget-html").inner_text())
+
+    @property
+    def height(self) -> float:
+        return float(self.place.bounding_box()["height"])
+
+    def after(self, change: Any) -> str:
+        """Do it, wait until the board shows something else and rests, return the text."""
+        before = self.content
+        change()
+        self.page.wait_for_function(
+            """([node, before]) => node.querySelector('.widget-html').innerHTML !== before""",
+            arg=[self.place.element_handle(), before],
+            timeout=30_000,
+        )
+        return self.settled()
+
+    def settled(self) -> str:
+        """The text once it has stopped changing: a redraw may come in several parts."""
+        for _ in range(40):
+            seen = self.content
+            self.page.wait_for_timeout(500)
+            if self.text.strip() and self.content == seen:
+                break
+        return self.text
+
+
+@pytest.fixture(scope="module")
+def pages(browser: Any, lab: str) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1440, "height": 1100})
+    known: dict[str, Opened] = {}
+
+    def opened(name: str) -> Opened:
+        if name not in known:
+            known[name] = Opened(context.new_page(), lab, name)
+        return known[name]
+
+    yield opened
+    context.close()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_runs_from_top_to_bottom(pages: Any, name: str) -> None:
+    shown = pages(name)
+    assert shown.errors == []
+    assert "Jupyter news" not in shown.page.inner_text("body")  # no question that leads outside
+    assert [cell["id"] for cell in shown.cells if not cell["count"]] == []
+    assert [url for url in shown.outside if url.startswith("http")] == []
+    assert shown.page.evaluate("window.hacked") is None
+
+
+def test_the_balance_board_answers_the_keyboard(pages: Any) -> None:
+    opened = pages("03_logits.ipynb")
+    board = opened.board("logits-balance")
+    opened.shoot("balance_start")
+    assert "Your settings" in board.text
+    height = board.height
+    shares, first = [_share(board.text)], board.picture
+    for key in ("ArrowLeft", "ArrowLeft", "ArrowLeft"):
+        board.slider("alpha_distill").focus()
+        shares.append(_share(board.after(lambda key=key: opened.page.keyboard.press(key))))
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > shares[-1]
+    assert board.picture != first
+
+    board.button("standardize").focus()
+    assert "standardize keeps the image means" in board.after(lambda: opened.page.keyboard.press("Space"))
+    for key in ("Tab", "Tab", "Tab"):  # robust, batch, layer
+        opened.page.keyboard.press(key)
+    assert "erases the image mean" in board.after(lambda: opened.page.keyboard.press("Enter"))
+    opened.shoot("balance_layer")
+    assert abs(board.height - height) < 40  # a line of text more or less, no jump
+
+
+def _share(text: str) -> float:
+    found = re.search(
+        r"takes ([\d.]+)% of the loss", text.replace("more than ", "").replace("less than ", "")
+    )
+    assert found, text
+    return float(found[1])
+
+
+def test_the_heat_map_browser_answers_the_keyboard(pages: Any) -> None:
+    opened = pages("03_logits.ipynb")
+    board = opened.board("logits-browser")
+    opened.shoot("browser_start")
+    assert "1 of 49" in board.text
+    height = board.height
+    board.button("Next").focus()
+    assert "2 of 49" in board.after(lambda: opened.page.keyboard.press("Enter"))
+    assert "3 of 49" in board.after(lambda: opened.page.keyboard.press("Enter"))  # the focus stayed
+    board.slider("row").focus()
+    before = _patch(board.text)
+    board.after(lambda: opened.page.keyboard.press("ArrowRight"))
+    assert _patch(board.text)[0] == before[0] + 1
+    board.button("only fake").focus()
+    assert "1 of 24" in board.after(lambda: opened.page.keyboard.press("Space"))
+    assert board.height == height  # nothing jumps
+    opened.shoot("browser_fake")
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [("02_teacher.ipynb", "teacher-threshold"), ("05_distillation.ipynb", "distillation-threshold")],
+)
+def test_the_threshold_answers_the_keyboard(pages: Any, name: str, cell: str) -> None:
+    opened = pages(name)
+    opened.page.bring_to_front()
+    board = opened.board(cell)
+    opened.shoot(cell)
+    first, height = board.picture, board.height
+    board.slider("threshold").focus()
+    board.after(lambda: opened.page.keyboard.press("ArrowRight"))
+    assert board.picture != first
+    assert board.height == height
+
+
+def _patch(text: str) -> tuple[int, int]:
+    found = re.search(r"Patch at row (\d+), column (\d+)", text)
+    assert found, text
+    return int(found[1]), int(found[2])
+
+
+def test_hostile_file_names_are_shown_as_text(pages: Any) -> None:
+    for name, cell in (("03_logits.ipynb", "logits-browser"), ("02_teacher.ipynb", "teacher-browser")):
+        opened = pages(name)
+        opened.page.bring_to_front()
+        board = opened.board(cell)
+        board.after(board.button("only real").click)
+        board.after(board.button("as listed").click)
+        assert HOSTILE in board.after(board.button("Previous").click)  # round to the last name
+        opened.shoot(f"hostile_{name[:2]}")
+        assert board.place.locator(".widget-html img").count() == 1
+        assert opened.page.evaluate("window.hacked") is None
