@@ -161,10 +161,13 @@ class Opened:
         ]
 
     def board(self, cell: str) -> "Shown":
-        """The board in a cell, scrolled to."""
+        """The board in a cell, scrolled to, in front and at rest: a page behind another draws nothing."""
+        self.page.bring_to_front()
         place = f".jp-Cell[data-windowed-list-index='{self.page.evaluate(SHOW, cell)}'] .jp-OutputArea-output"
         self.page.wait_for_selector(f"{place} .widget-html img", timeout=60_000)
-        return Shown(self.page, self.page.locator(place).first)
+        shown = Shown(self.page, self.page.locator(place).first)
+        assert shown.settled().strip(), f"{cell} shows no text"
+        return shown
 
     def shoot(self, name: str) -> None:
         """Keep a picture of the page where DIAG_SCREENSHOTS says."""
@@ -304,7 +307,6 @@ def test_the_heat_map_browser_answers_the_keyboard(pages: Any) -> None:
 )
 def test_the_threshold_answers_the_keyboard(pages: Any, name: str, cell: str) -> None:
     opened = pages(name)
-    opened.page.bring_to_front()
     board = opened.board(cell)
     opened.shoot(cell)
     first, height = board.picture, board.height
@@ -323,7 +325,6 @@ def _patch(text: str) -> tuple[int, int]:
 def test_hostile_file_names_are_shown_as_text(pages: Any) -> None:
     for name, cell in (("03_logits.ipynb", "logits-browser"), ("02_teacher.ipynb", "teacher-browser")):
         opened = pages(name)
-        opened.page.bring_to_front()
         board = opened.board(cell)
         board.after(board.button("only real").click)
         board.after(board.button("as listed").click)
