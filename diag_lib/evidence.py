@@ -68,6 +68,7 @@ FINDINGS: dict[str, str] = {
     "teacher.bn_fingerprint": "its BatchNorm statistics were made by another preprocessing (data.best) than configured",
     "teacher.good": "the teacher is so good that a failing student has another reason",
     "teacher.train_mode": "the teacher runs in train mode and its AUC suffers",
+    "teacher.repeatable": "the teacher gives an image the same logits whenever it is asked",
     "teacher.saturation": "ranking rounded probabilities instead of logits misstates the teacher's AUC",
     # 03 logit scale
     "logits.scale_ratio": "teacher and student patch logits differ in spread",

@@ -108,7 +108,8 @@ class Trials:
         self.progress = progress
         self.results: dict[str, ArmResult] = {}
         self.not_run: list[str] = []
-        self.arms(*(arm for step, arms in ARMS_OF_STEP.items() if step in evidence for arm in arms))
+        asked = [arm for step, arms in ARMS_OF_STEP.items() if step in evidence for arm in arms]
+        self.arms(*(arm for arm in asked if (run.arm_dir(arm) / "settings.json").is_file()))
         self.case = Case(settings, evidence, {name: result.auc for name, result in self.results.items()})
 
     def arms(self, *ids: str) -> list[ArmResult | None]:
@@ -396,7 +397,8 @@ def _teacher_variant(trials: Trials) -> Comparison | None:
 
 def _best_alpha(trials: Trials) -> Comparison | None:
     """The status quo against the weighting that was best on half A, proven on half B."""
-    trained = [arm for arm in trials.arms(BCE_ONLY, *ALPHA_ARMS) if arm is not None]
+    known = [arm for arm in ALPHA_ARMS if arm in trials.results]
+    trained = [arm for arm in trials.arms(BCE_ONLY, *(known or ALPHA_ARMS)) if arm is not None]
     if not trained:
         return None
     best = max(trained, key=lambda arm: (_half_a_auc(arm), arm.id))

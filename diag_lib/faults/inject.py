@@ -196,7 +196,9 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def prepare(fault: str | Fault, out: Path, *, seed: int = 0, repaired: bool = False) -> Prepared:
+def prepare(
+    fault: str | Fault, out: Path, *, seed: int = 0, repaired: bool = False, recipe: Overrides | None = None
+) -> Prepared:
     """Make the dataset and weights of a pipeline with this fault below `out`.
 
     Parameters
@@ -204,6 +206,7 @@ def prepare(fault: str | Fault, out: Path, *, seed: int = 0, repaired: bool = Fa
     out : gets the folder `demo-<id>`, and `demo-<id>-teacher.safetensors` where the fault is in the weights.
     seed : chooses crops, injection, and (added to the preset's) the training seed.
     repaired : the same scene without the fault, `demo-<id>-repaired`: what the fault is measured against.
+    recipe : fields of `Recipe` that hold where neither fault nor scene says otherwise.
 
     Raises
     ------
@@ -212,12 +215,12 @@ def prepare(fault: str | Fault, out: Path, *, seed: int = 0, repaired: bool = Fa
     fault = find(fault) if isinstance(fault, str) else fault
     name = f"demo-{fault.id}" + (f"-s{seed}" if seed else "") + ("-repaired" if repaired else "")
     root = Path(out).absolute() / name
-    fields = {**fault.around_recipe, **({} if repaired else fault.recipe)}
-    recipe = replace(Recipe(seed=seed), **fields)
+    fields = {**(recipe or {}), **fault.around_recipe, **({} if repaired else fault.recipe)}
+    made = replace(Recipe(seed=seed), **fields)
     alter = None if repaired else fault.alter
     build(
         root,
-        recipe,
+        made,
         alter=alter,
         name=_altered(fault, repaired),
         code=[Path(images.__file__)] if alter else [],

@@ -10,7 +10,7 @@ import pandas as pd
 
 from diag_lib.evidence import Answer, Finding, Severity
 from diag_lib.probes.agreement import Interval
-from diag_lib.probes.compare import Choice, gains
+from diag_lib.probes.compare import Choice, gains, sides
 from diag_lib.probes.student import BatchFit, pooling_variants
 from diag_lib.settings import Settings
 from diag_lib.statistics import (
@@ -274,14 +274,6 @@ def val_learnable(measured: Auc, threshold: float) -> Finding:
 def _comparison(
     name: str, answer: Answer, text: str, difference: AucDifference, data: dict[str, Any] | None = None
 ) -> Finding:
-    both = {
-        "before": difference.before.value,
-        "before_ci": difference.before.ci,
-        "after": difference.after.value,
-        "after_ci": difference.after.ci,
-        "p": difference.p,
-        "correlation": difference.correlation,
-    }
     return Finding(
         f"baseline.{name}",
         _PROBLEM[answer],
@@ -291,7 +283,7 @@ def _comparison(
         difference.ci,
         0.0,
         _n(difference.after),
-        both | (data or {}),
+        sides(difference) | (data or {}),
     )
 
 
