@@ -83,6 +83,7 @@ FINDINGS: dict[str, str] = {
     "baseline.loss": "the loss falls below a coin's 0.6931",
     "baseline.permutation": "shuffled labels give AUC .5, as they must",
     "baseline.train_below_val": "the student ranks val better than the train images it was taught (noisy train labels)",
+    "baseline.gradients": "a gradient reaches every part of the student that the schedule trains",
     "baseline.overfit_batch": "the student can overfit one batch",
     "baseline.learning_rate": "another learning rate serves the student better",
     "baseline.frozen": "frozen parameters hold the student back",

@@ -128,15 +128,15 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
         "healthy": verdict["healthy"],
         "status": first["status"] if first else None,
         "proof": first["proof"] if first else None,
-        "harm": _harm(case, settings, run, home) if case.expected else None,
+        "harm": _harm(case, settings, single, run, home) if case.expected else None,
         "seconds": round(seconds, 1),
     }
 
 
-def _harm(case: Case, settings: Any, run: RunFolder, home: Path) -> dict[str, Any]:
+def _harm(case: Case, settings: Any, single: dict[str, Any], run: RunFolder, home: Path) -> dict[str, Any]:
     """What the injection does to the reported AUC, against the same scene without it."""
     scene = prepare(case.fault, home / "data", seed=case.seed, repaired=True, recipe=SMALL)
-    repaired = settings.with_overrides({**scene.overrides})
+    repaired = load("demo", {**scene.overrides, **single})
     clean = training.train_arms(repaired, RunFolder(home / "repaired"), ["status_quo"], progress=False)
     faulty = training.train_arms(settings, run, ["status_quo"], progress=False)
     if not clean or not faulty:

@@ -173,6 +173,8 @@ def _preprocessing(probe: PreprocessingProbe, prints: Fingerprint) -> Finding:
         "trials": probe.table().to_dict("records"),
         "skipped": list(probe.skipped),
     }
+    if gain is not None:
+        data |= sides(gain)
     value, ci, n = (None, None, probe.n) if gain is None else (gain.delta, gain.ci, _images(gain))
     text = _preprocessing_text(probe, answer, prints)
     return Finding("teacher.preprocessing", severity, answer, text, value, ci, MATERIAL_GAIN, n, data)
