@@ -40,11 +40,15 @@ class _Around(nn.Module):
 
 
 class _AlwaysTraining(_Around):
-    """Somebody forgot `eval()`: the normalisation uses each batch's own statistics, whatever is asked of it."""
+    """Somebody forgot `eval()`: the first `norms` normalisations use each batch's own statistics, come what may."""
+
+    def __init__(self, net: PatchModel, norms: int | None = None) -> None:
+        super().__init__(net)
+        self.norms = norms
 
     def train(self, mode: bool = True) -> "_AlwaysTraining":
         super().train(mode)
-        for norm in batch_norms(self.net).values():
+        for norm in list(batch_norms(self.net).values())[: self.norms]:
             norm.train()
         return self
 
@@ -72,6 +76,11 @@ class _IndexedCache(_Around):
 def teacher_train_mode() -> nn.Module:
     """The good teacher in train mode; pictures come to it sorted by class, so its statistics swallow the label."""
     return _AlwaysTraining(_good_teacher())
+
+
+def teacher_stem_in_train_mode() -> nn.Module:
+    """The good teacher, its first normalisation alone in train mode: too early to know the label."""
+    return _AlwaysTraining(_good_teacher(), norms=1)
 
 
 def teacher_stale_cache() -> nn.Module:

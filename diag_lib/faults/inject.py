@@ -64,7 +64,7 @@ class Prepared:
 _SAME_SPLITS = ("train", "val")
 
 
-def _own(network: str, factory: str) -> Overrides:
+def own_network(network: str, factory: str) -> Overrides:
     """The settings of a network of one's own: one of `diag_lib.faults.factories`."""
     weights = {f"{network}.weights": None, f"{network}.preprocess": "raw"}
     return {f"{network}.arch": f"diag_lib.faults.factories:{factory}", **weights}
@@ -97,38 +97,38 @@ FAULTS: dict[str, Fault] = {
         Fault(
             "teacher_train_mode",
             "the teacher was left in train mode, and images come to it sorted by class",
-            settings=_own("teacher", "teacher_train_mode"),
+            settings=own_network("teacher", "teacher_train_mode"),
         ),
         Fault(
             "teacher_stale_cache",
             "the teacher's logits come from a cache that is keyed by running number",
-            settings=_own("teacher", "teacher_stale_cache"),
+            settings=own_network("teacher", "teacher_stale_cache"),
         ),
         Fault(
             "patch_misalignment",
             "the teacher's map is mirrored",
-            settings=_own("teacher", "teacher_mirrored"),
+            settings=own_network("teacher", "teacher_mirrored"),
         ),
         Fault(
             "wrong_activation",
             "the teacher's logits went through a sigmoid",
-            settings=_own("teacher", "teacher_probabilities"),
+            settings=own_network("teacher", "teacher_probabilities"),
         ),
         Fault(
             "detached_graph",
             "the student's features are detached before its head",
-            settings=_own("student", "student_detached"),
+            settings=own_network("student", "student_detached"),
             around=LABELS_LEAD,
         ),
         Fault(
             "capacity",
             "the student sees nothing but single pixels",
-            settings=_own("student", "student_without_capacity"),
+            settings=own_network("student", "student_without_capacity"),
         ),
         Fault(
             "student_batchnorm",
             "the student's running statistics never follow its activations",
-            settings=_own("student", "student_still_batchnorm"),
+            settings=own_network("student", "student_still_batchnorm"),
         ),
         Fault(
             "scale_mismatch",
