@@ -24,6 +24,11 @@ LABELS_LEAD: Overrides = {
     "training.distillation.alpha_task": 0.99,
     "training.distillation.normalize": "standardize",
 }
+# The teacher leads: where a fault of the teacher must not be outvoted by the labels.
+TEACHER_LEADS: Overrides = {
+    "training.distillation.alpha_distill": 0.95,
+    "training.distillation.alpha_task": 0.05,
+}
 # Plain SGD takes the gradient as it is; under Adam, or with clipped gradients, a clash of scales does little harm.
 PLAIN_SGD: Overrides = {
     "training.optimizer": "sgd",
@@ -98,21 +103,25 @@ FAULTS: dict[str, Fault] = {
             "teacher_train_mode",
             "the teacher was left in train mode, and images come to it sorted by class",
             settings=own_network("teacher", "teacher_train_mode"),
+            around=TEACHER_LEADS,
         ),
         Fault(
             "teacher_stale_cache",
             "the teacher's logits come from a cache that is keyed by running number",
             settings=own_network("teacher", "teacher_stale_cache"),
+            around=TEACHER_LEADS,
         ),
         Fault(
             "patch_misalignment",
             "the teacher's map is mirrored",
             settings=own_network("teacher", "teacher_mirrored"),
+            around=TEACHER_LEADS,
         ),
         Fault(
             "wrong_activation",
             "the teacher's logits went through a sigmoid",
             settings=own_network("teacher", "teacher_probabilities"),
+            around=TEACHER_LEADS,
         ),
         Fault(
             "detached_graph",
