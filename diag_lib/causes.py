@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diag_lib import screens
-from diag_lib.screens import Case, Screen
+from diag_lib.screens import LARGER_STUDENT, Case, Screen
 
 Status = Literal["established", "likely", "possible"]
 ProofKind = Literal["gain", "inflation_removed", "direct"]
@@ -409,12 +409,18 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         id="capacity",
         group="model",
-        sentence="The student cannot even overfit one batch.",
+        sentence="The student is too small: it cannot even overfit one batch.",
         screen=screens.capacity,
-        experiment=None,
-        proof="direct",
-        fix=_fix("Use a larger student.", None, "widen the student or choose a timm architecture"),
-        yields_to=("frozen_parameters", "lr_too_low", "lr_too_high"),
+        experiment="larger_student",
+        proof="gain",
+        fix=_fix("Use a larger student.", {"student": dict(LARGER_STUDENT)}),
+        yields_to=(
+            "student_normalization",
+            "detached_graph",
+            "frozen_parameters",
+            "lr_too_low",
+            "lr_too_high",
+        ),
     ),
     Cause(
         id="too_little_data",
@@ -466,7 +472,10 @@ CAUSES: tuple[Cause, ...] = (
         screen=screens.heavy_tail,
         experiment="arm:robust",
         proof="gain",
-        fix=_fix("Scale the teacher's logits by robust statistics.", _patch(normalize="robust")),
+        fix=_fix(
+            "Scale the teacher's logits by robust statistics, with a loss that is linear in large errors.",
+            _patch(normalize="robust", loss="huber"),
+        ),
         yields_to=(
             *UNHEARD_TEACHER,
             "teacher_domain_shift",

@@ -40,7 +40,7 @@ CURES = {
     "alpha_0.01": "a tiny weight (alpha 0.01)",
     "standardized": "standardising",
     "centered": "centring",
-    "robust": "robust standardising",
+    "robust": "robust standardising with a Huber loss",
     "unfrozen": "training every layer",
     BCE_ONLY: "no teacher at all",
 }
@@ -148,7 +148,7 @@ def describe(arm: str, settings: Settings) -> str:
         BCE_ONLY: "labels only, no teacher",
         "standardized": "teacher divided by its spread and centred",
         "centered": "teacher's mean taken away",
-        "robust": "teacher centred and scaled by median and MAD",
+        "robust": "teacher centred and scaled by median and MAD, Huber loss",
         "unfrozen": "your weights, every layer trained",
     }
     return words.get(arm) or f"{arm.removeprefix('alpha_')} distillation, the rest labels"

@@ -23,7 +23,7 @@ from diag_lib.images.alike import write_alike
 from diag_lib.images.manifest import read_curation
 from diag_lib.probes import retrain
 from diag_lib.probes.compare import paired
-from diag_lib.screens import Case, normalization_patch
+from diag_lib.screens import LARGER_STUDENT, Case, normalization_patch
 from diag_lib.settings import Settings
 from diag_lib.statistics import (
     Auc,
@@ -54,7 +54,7 @@ WORDS = {
     BCE_ONLY: "training on the labels alone",
     "standardized": "standardising the teacher's logits",
     "centered": "centring the teacher's logits",
-    "robust": "scaling the teacher's logits robustly",
+    "robust": "scaling the teacher's logits robustly, with a Huber loss",
     "unfrozen": "training all layers",
     "baseline.frozen": "training all layers",
     "baseline.learning_rate": "another learning rate",
@@ -386,6 +386,18 @@ def _normalized(trials: Trials) -> Comparison | None:
     )
 
 
+def _larger_student(trials: Trials) -> Comparison | None:
+    """BCE only with the configured student against BCE only with Tiny-LaDeDa; None where it is that already."""
+    (before,) = trials.arms(BCE_ONLY)
+    if before is None or trials.settings.student.arch == LARGER_STUDENT["arch"]:
+        return None
+    after = trials.variant("larger_student", dotted({"student": LARGER_STUDENT}), BCE_ONLY)
+    if after is None:
+        return None
+    what, name = "a larger student", f"{BCE_ONLY} with {LARGER_STUDENT['arch']}"
+    return compare(what, BCE_ONLY, half_b(before.val_scores), name, half_b(after.val_scores))
+
+
 def _more_images(trials: Trials) -> Comparison | None:
     """BCE only on as many images as train has against BCE only on more, both from half A of val, judged on half B.
 
@@ -503,6 +515,7 @@ EXPERIMENTS: dict[str, Callable[[Trials], Comparison | None]] = {
     "encoded_alike": _encoded_alike,
     "train_labels_flipped": _train_labels_flipped,
     "normalized": _normalized,
+    "larger_student": _larger_student,
     "more_images": _more_images,
     "teacher_variant": _teacher_variant,
     "trained_on_val": _trained_on_val,

@@ -4,6 +4,7 @@ import pytest
 
 from diag_lib.causes import CAUSES, Cause
 from diag_lib.evidence import Answer, Evidence, Finding
+from diag_lib.experiments import dotted
 from diag_lib.screens import Case, RuledOut, Suspicion
 from diag_lib.settings import Settings
 from diag_lib.statistics import Auc
@@ -50,8 +51,7 @@ def test_every_fix_is_a_valid_settings_patch_or_says_what_to_do(cause: Cause) ->
     fix = cause.fix(case())
     assert fix.text.endswith(".")
     if fix.settings:
-        (section,) = fix.settings["training"].values()
-        Settings().with_overrides({f"training.distillation.{key}": value for key, value in section.items()})
+        Settings().with_overrides(dotted(fix.settings))
 
 
 def test_a_useless_teacher_is_told_from_unloaded_weights_from_inversion_and_from_wrong_preprocessing() -> (

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from diag_lib.models import Geometry, PatchModel, batch_norms, build
 
 PREPROCESS = "right_diag"
-STILL = 1e-6  # a momentum with which running statistics stay where they started
+STILL = 1e-6  # a momentum with which running statistics stay where they are
+FAR_OFF = 10.0  # a running mean that no activation comes near
 
 
 def _good_teacher() -> PatchModel:
@@ -111,8 +112,11 @@ def student_without_capacity() -> nn.Module:
 
 
 def student_still_batchnorm() -> nn.Module:
-    """A student whose running statistics never follow its activations."""
+    """A student whose running statistics are another data set's and never follow its own activations."""
     net = _tiny()
     for norm in batch_norms(net).values():
         norm.momentum = STILL
+    last = net.get_submodule("layer1.0.bn2")
+    assert isinstance(last.running_mean, torch.Tensor)
+    last.running_mean.fill_(FAR_OFF)
     return net

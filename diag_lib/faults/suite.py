@@ -143,9 +143,14 @@ def _harm(case: Case, settings: Any, single: dict[str, Any], run: RunFolder, hom
     if not clean or not faulty:
         return {"kills": None, "delta": None, "p": None}
     difference = auc_difference_unpaired(clean["status_quo"].auc, faulty["status_quo"].auc)
+    if not faulty["status_quo"].auc.defined:  # constant scores rank nothing
+        return {
+            "kills": clean["status_quo"].auc.defined,
+            "delta": clean["status_quo"].auc.value - 0.5,
+            "p": None,
+        }
     delta = difference.delta if set(case.expected) & FLATTERING else -difference.delta
-    collapsed = not faulty["status_quo"].auc.defined and clean["status_quo"].auc.defined
-    return {"kills": collapsed or (delta > 0 and difference.p < 0.05), "delta": delta, "p": difference.p}
+    return {"kills": delta > 0 and difference.p < 0.05, "delta": delta, "p": difference.p}
 
 
 def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

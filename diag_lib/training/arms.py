@@ -45,7 +45,8 @@ ARMS: dict[str, Arm] = {
         *(Arm(f"alpha_{alpha:g}", _weights(alpha)) for alpha in (0.01, 0.05, 0.1, 0.2, 0.3, 0.5)),
         Arm("centered", _normalized("center")),
         Arm("standardized", _normalized("standardize")),
-        Arm("robust", _normalized("robust")),
+        # A robust scale alone would leave a few enormous patches ruling a squared loss all the more.
+        Arm("robust", {**_normalized("robust"), _DISTILLATION + "loss": "huber"}),
         Arm("unfrozen", _UNFROZEN),
         Arm("unfrozen_bce", {**_UNFROZEN, **_weights(0.0)}),
         Arm("lr_x0.1", lr_factor=0.1),
