@@ -363,6 +363,7 @@ CAUSES: tuple[Cause, ...] = (
             None,
             "average the BatchNorm statistics over the train set once after training, or raise their momentum",
         ),
+        yields_to=("student_normalization", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="pooling_mismatch",
@@ -372,6 +373,7 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.pooling",
         proof="gain",
         fix=_fix_from("baseline.pooling", "Pool the patch logits in the way that ranks the images best."),
+        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="split_shift",
