@@ -109,7 +109,8 @@ def make_job(
             *(code_hash(parts[part]["arch"]) for part in ("teacher", "student") if part in parts),
         ],
         "torch": torch.__version__,
-        "hardware": {k: v for k, v in choose(chosen).describe().items() if k != "threads"},
+        "device": choose(chosen).name,
+        "precision": chosen.runtime.precision,
     }
     key = hashlib.sha256(repr(sorted(depends.items())).encode()).hexdigest()
     return Job(arm, chosen, _differences(made.shorten(settings), chosen), key)
