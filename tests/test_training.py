@@ -26,7 +26,7 @@ from diag_lib.models import build_student, build_teacher, save_weights
 from diag_lib.settings import Settings
 from diag_lib.statistics import auc
 from diag_lib.teacher_cache import TeacherMaps, teacher_maps
-from diag_lib.training import launch, loop, runner
+from diag_lib.training import launch, loop, runner, shared
 from diag_lib.training.signals import GradientSignals, gradient_signals, sampled_epochs
 
 
@@ -205,6 +205,30 @@ def test_one_decoding_and_one_look_up_a_batch_serve_all_arms(root, tmp_path, mon
         train(small_settings(root), RunFolder(tmp_path / str(count) / "run"), "standardized", *ids[:count])
         counts.append(dict(asked))
     assert counts[0] == counts[1] and counts[0]["pixels"] > 3
+
+
+def test_arms_that_share_a_frozen_stem_compute_it_once_and_stay_the_same(root, tmp_path, monkeypatch):
+    """Of three arms two have the guide's frozen stem; each is to the bit what it is alone."""
+    settings = small_settings(
+        root, student__trainable_s1=["fc"], student__trainable_s2=["layer1", "fc"], training__epochs_s1=2
+    )
+    alone = {
+        arm: train(settings, RunFolder(tmp_path / arm / "run"), arm)[arm]
+        for arm in ("status_quo", "bce_only", "unfrozen")
+    }
+    sizes = []
+    real = shared.stem_features
+
+    def noted(models, x):
+        found = real(models, x)
+        sizes.append(sum(features is not None for features in found))
+        return found
+
+    monkeypatch.setattr(loop, "stem_features", noted)
+    together = train(settings, RunFolder(tmp_path / "together" / "run"), *alone)
+    for arm, result in alone.items():
+        same(result, together[arm])
+    assert set(sizes) >= {2} and max(sizes) <= 3
 
 
 @pytest.mark.slow
@@ -490,10 +514,12 @@ def test_gradients_of_the_two_losses():
     assert isinstance(found, GradientSignals)
 
 
-@given(st.integers(1, 300))
-def test_sampled_epochs_are_spread(epochs):
-    chosen = sampled_epochs(epochs)
-    assert {0, epochs - 1} <= chosen <= set(range(epochs)) and len(chosen) == min(16, epochs)
+@given(st.integers(1, 300), st.integers(1, 30))
+def test_sampled_epochs_are_spread_and_few(epochs, steps):
+    chosen = sampled_epochs(epochs, steps)
+    assert 0 in chosen and chosen <= set(range(epochs))
+    assert len(chosen) == max(1, min(16, epochs, epochs * steps // 8))
+    assert len(chosen) == 1 or epochs - 1 in chosen
 
 
 def test_evidence_describes_the_fit_to_the_teacher(root, run):
@@ -511,7 +537,7 @@ def test_evidence_describes_the_fit_to_the_teacher(root, run):
     assert arm.evidence["fit_target"]["mse"] == pytest.approx(float(((maps - scaled) ** 2).mean()), rel=1e-3)
     assert "fit" not in arms["bce_only"].evidence
     assert arm.evidence["student_patches"]["mean"] == pytest.approx(float(maps.mean()), abs=1e-4)
-    assert len(arm.evidence["gradients"]) == 7
+    assert [sample["epoch"] for sample in arm.evidence["gradients"]] == [0, 6]
     assert all(0 < sample["update_to_weight"] < 1 for sample in arm.evidence["gradients"])
 
 

@@ -13,10 +13,11 @@ from diag_lib.losses import NORMALIZATIONS, LogitScale
 from diag_lib.models import align, pool
 from diag_lib.statistics import robust_summary
 from diag_lib.training.data import Batch
-from diag_lib.training.loop import Student, evaluate
+from diag_lib.training.loop import Student, evaluate, shared_stem
+from diag_lib.training.shared import patch_logits
 from diag_lib.training.signals import BatchNormInputs, Fit, Spread
 
-NORM_IMAGES = 512  # images from which the inputs of BatchNorm layers are measured
+NORM_IMAGES = 32  # images from which the inputs of BatchNorm layers are measured
 ASK_FOR_VALUES = frozenset({"mse", "huber"})  # losses that want the teacher's values, not only order or odds
 SUMMARISED_PATCHES = 2_000_000  # patch logits that the robust summary looks at
 
@@ -32,6 +33,7 @@ class Final:
 
 @dataclass
 class _Gathered:
+    norms: BatchNormInputs
     logits: list[Tensor] = field(default_factory=list)
     patches: list[Tensor] = field(default_factory=list)
     kept: int = 0
@@ -40,7 +42,11 @@ class _Gathered:
     images: Fit = field(default_factory=Fit)
     spread: Spread = field(default_factory=Spread)
     teacher_spread: Spread = field(default_factory=Spread)
-    norms: BatchNormInputs | None = None
+
+    @property
+    def listens(self) -> bool:
+        """Whether the inputs of BatchNorm layers are still measured: each student has to compute them then."""
+        return sum(map(len, self.logits)) < NORM_IMAGES
 
 
 @torch.inference_mode()
@@ -50,28 +56,29 @@ def final_pass(students: Sequence[Student]) -> list[Final]:
     The numbers: `fit` compares patches with the teacher's raw logits, `fit_target` with what the arm's
     normalisation makes of them, `fit_images` the means of each image (see `Fit`); `student_patches` is a robust
     summary; `student_spread` and `teacher_spread` tell a collapsed student (see `Spread`), `batch_norms` one
-    whose running statistics do not describe what it sees (see `BatchNormInputs`; first 512 images).
+    whose running statistics do not describe what it sees (see `BatchNormInputs`; first images).
     """
     if not students:
         return []
     data = students[0].data
     val = evaluate(students)
-    gathered = [_Gathered(norms=BatchNormInputs(student.model)) for student in students]
+    gathered = [_Gathered(BatchNormInputs(student.model)) for student in students]
     with_teacher = any(student.distills for student in students)
     for batch in data.evaluation_batches(data.train, with_teacher=with_teacher):
-        for student, found in zip(students, gathered, strict=True):
-            _gather(student, batch, found)
+        listening = any(found.listens for found in gathered)
+        features = [None] * len(students) if listening else shared_stem(students, batch.x)
+        for student, found, shared in zip(students, gathered, features, strict=True):
+            _gather(student, batch, found, shared)
     for found in gathered:
-        if found.norms is not None:
-            found.norms.close()
+        found.norms.close()
     return [_final(*parts) for parts in zip(students, val, gathered, strict=True)]
 
 
-def _gather(student: Student, batch: Batch, found: _Gathered) -> None:
-    patches = student.model(batch.x).float()
+def _gather(student: Student, batch: Batch, found: _Gathered, features: Tensor | None) -> None:
+    patches = patch_logits(student.model, batch.x, features).float()
     found.logits.append(pool(patches.cpu().double(), student.settings.pooling))
     found.spread.add(patches)
-    if found.norms is not None and sum(map(len, found.logits)) >= NORM_IMAGES:
+    if not found.listens:
         found.norms.close()
     if found.kept < SUMMARISED_PATCHES:
         found.patches.append(patches.flatten().cpu())
@@ -99,6 +106,6 @@ def _final(student: Student, val: npt.NDArray[np.float64], found: _Gathered) -> 
     numbers: dict[str, Any] = {name: fit.numbers(parts) for name, (fit, parts) in fits.items() if fit.count}
     numbers["student_spread"] = found.spread.numbers()
     numbers |= {"teacher_spread": found.teacher_spread.numbers()} if found.raw.count else {}
-    numbers["batch_norms"] = found.norms.numbers() if found.norms is not None else {}
+    numbers["batch_norms"] = found.norms.numbers()
     numbers["student_patches"] = robust_summary(torch.cat(found.patches).numpy())
     return Final(val, torch.cat(found.logits).numpy(), numbers)

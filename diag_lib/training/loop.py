@@ -23,6 +23,7 @@ from diag_lib.models import PatchModel, align, derived_seed, pool, select_traina
 from diag_lib.settings import Settings
 from diag_lib.statistics import auc
 from diag_lib.training.data import Batch, Data
+from diag_lib.training.shared import patch_logits, stem_features
 from diag_lib.training.signals import gradient_signals, parameter_deltas, sampled_epochs, step_ratio
 
 PLATEAU = {"mode": "max", "factor": 0.5, "patience": 2}
@@ -74,7 +75,8 @@ class Student:
         self.geometry = self.model.geometry(size)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.data.hardware.dtype == torch.float16)
         self.random = ":" in self.model.arch or any("Drop" in type(m).__name__ for m in self.model.modules())
-        self.sampled = sampled_epochs(self.epochs)
+        steps = math.ceil(len(self.data.train.frame) / self.settings.training.batch_size)
+        self.sampled = sampled_epochs(self.epochs, steps)
 
     @property
     def epochs(self) -> int:
@@ -124,10 +126,10 @@ class Student:
         chosen = self.settings.training.distillation
         return weighted_loss(aligned, teacher, logits, batch.y[rows], chosen, self.scale)
 
-    def train_batch(self, batch: Batch, step: int, examine: bool) -> None:
-        """One optimisation step."""
+    def train_batch(self, batch: Batch, step: int, examine: bool, features: Tensor | None = None) -> None:
+        """One optimisation step; `features` are those of the stem where several students share it."""
         with _own_randomness(self.random, self.settings.training.seed, step), self.data.hardware.autocast():
-            patches = self.model(batch.x)
+            patches = patch_logits(self.model, batch.x, features)
         patches, batch = self._whole(patches, batch)
         loss = self.losses(patches, batch)
         if not loss.total.requires_grad:  # the network detaches its output: nothing can be learned
@@ -267,15 +269,29 @@ def train(students: Sequence[Student], data: Data, after_epoch: Callable[[Studen
             student.begin_epoch()
         steps = math.ceil(len(data.train.frame) / data.settings.training.batch_size)
         for index, batch in enumerate(data.training_batches(epoch)):
-            for student in live:
-                examine = index == steps // 2 and epoch in student.sampled
-                student.train_batch(batch, epoch * steps + index, examine)
+            examined = [index == steps // 2 and epoch in student.sampled for student in live]
+            train_step(live, batch, epoch * steps + index, examined)
         val_logits = evaluate(live)
         share = (time.monotonic() - started) / len(live)
         for student, logits in zip(live, val_logits, strict=True):
             student.seconds += share
             student.end_epoch(logits)
             after_epoch(student)
+
+
+def train_step(students: Sequence[Student], batch: Batch, step: int, examine: Sequence[bool]) -> None:
+    """One optimisation step of each student on the same batch."""
+    with students[0].data.hardware.autocast():
+        features = shared_stem(students, batch.x)
+    for student, look, shared in zip(students, examine, features, strict=True):
+        student.train_batch(batch, step, look, shared)
+
+
+def shared_stem(students: Sequence[Student], x: Tensor) -> list[Tensor | None]:
+    """What the students need to compute only once; nothing for compiled ones, which are one piece."""
+    if students[0].data.hardware.compiled:
+        return [None] * len(students)
+    return stem_features([student.model for student in students], x)
 
 
 @torch.inference_mode()
@@ -290,8 +306,10 @@ def evaluate(students: Sequence[Student]) -> list[Floats]:
     for batch in data.evaluation_batches(data.val, mine):
         rows = mine[at : at + len(batch.y)]
         at += len(batch.y)
-        for student, row in zip(students, logits, strict=True):
-            row[rows] = pool(student.model(batch.x).cpu().double(), student.settings.pooling)
+        features = shared_stem(students, batch.x)
+        for student, row, shared in zip(students, logits, features, strict=True):
+            patches = patch_logits(student.model, batch.x, shared)
+            row[rows] = pool(patches.cpu().double(), student.settings.pooling)
     return list(world.add(logits).numpy())
 
 

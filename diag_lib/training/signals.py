@@ -12,7 +12,9 @@ from diag_lib.losses import LossParts
 from diag_lib.models import batch_norms
 
 SAMPLED_EPOCHS = 16  # epochs (evenly spread) in which one batch is examined; costs four backward passes each
+EXAMINED_SHARE = 8  # one examined step in so many at most
 SMALLEST_BATCH = 4  # fewer images cannot be halved
+NORM_CELLS = 64  # cells a side of a map whose mean and variance are taken, of larger maps every other few
 SMALLEST_VARIANCE = 1e-12  # a channel with less is constant
 
 
@@ -35,9 +37,12 @@ class GradientSignals:
     cosine_normalized: float | None = None
 
 
-def sampled_epochs(epochs: int) -> set[int]:
-    """The epochs in which one batch is examined, first and last among them."""
-    count = min(epochs, SAMPLED_EPOCHS)
+def sampled_epochs(epochs: int, steps: int = EXAMINED_SHARE) -> set[int]:
+    """The epochs in which one batch is examined: the first, and evenly spread ones to the last.
+
+    With few steps an epoch there are fewer, so that at most every eighth step (and one at least) is examined.
+    """
+    count = min(epochs, SAMPLED_EPOCHS, max(1, epochs * steps // EXAMINED_SHARE))
     return {round(k * (epochs - 1) / max(1, count - 1)) for k in range(count)}
 
 
@@ -203,7 +208,10 @@ class BatchNormInputs:
         ]
 
     def _note(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].detach().transpose(0, 1).flatten(1).float()
+        stride = (
+            max(1, min(inputs[0].shape[2:], default=1) // NORM_CELLS) | 1
+        )  # odd: blocks of two do not alias
+        x = inputs[0].detach()[..., ::stride, ::stride].transpose(0, 1).flatten(1).float()
         var, mean = torch.var_mean(x, dim=1, correction=0)
         moments = torch.stack([torch.ones_like(mean), mean, var + mean.square()]).double().cpu()
         self.sums[name] = self.sums[name] + moments * x.shape[1]
