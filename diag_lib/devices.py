@@ -129,7 +129,8 @@ def step_timer(student: Callable[[], nn.Module], way: Hardware, batch: int, size
         if way.compiled:
             model.compile()
         optimizer = torch.optim.Adam(model.parameters())
-        x = torch.randn(batch, 3, size, size, device=way.device).contiguous(memory_format=way.memory_format)
+        noise = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+        x = noise.to(way.device).contiguous(memory_format=way.memory_format)
 
         def step() -> None:
             with way.autocast():
@@ -192,7 +193,8 @@ def _measured(
     }
 
     def student() -> nn.Module:
-        return build(arch, None, preprocess)[0]
+        with torch.random.fork_rng():  # measuring leaves no trace in what is drawn later
+            return build(arch, None, preprocess)[0]
 
     def timer(way: Hardware) -> Callable[[], float]:
         return step_timer(student, way, *shape)
