@@ -61,11 +61,20 @@ def test_a_useless_teacher_is_told_from_unloaded_weights_from_inversion_and_from
     assert isinstance(screen(case(teacher(0.46, 0.53))), Suspicion)
     for look_alike in (
         case(teacher(0.46, 0.53), found("teacher.weights_loaded", "no")),
-        case(teacher(0.46, 0.53), found("teacher.preprocessing", "yes")),
+        case(teacher(0.46, 0.53), found("teacher.preprocessing", "yes", after_ci=(0.7, 0.8))),
         case(teacher(0.20, 0.30)),
         case(teacher(0.80, 0.90)),
     ):
         assert isinstance(screen(look_alike), RuledOut)
+    hardly_better = found("teacher.preprocessing", "yes", after_ci=(0.5, 0.6))
+    assert isinstance(screen(case(teacher(0.46, 0.53), hardly_better)), Suspicion)
+
+
+def test_a_teacher_that_another_preprocessing_turns_round_is_not_called_inverted() -> None:
+    turned = found("teacher.preprocessing", "yes", after_ci=(0.9, 0.95), flipped=False)
+    assert isinstance(BY_ID["teacher_inverted"].screen(case(teacher(0.2, 0.3))), Suspicion)
+    assert isinstance(BY_ID["teacher_inverted"].screen(case(teacher(0.2, 0.3), turned)), RuledOut)
+    assert isinstance(BY_ID["teacher_preprocessing"].screen(case(teacher(0.2, 0.3), turned)), Suspicion)
 
 
 def test_an_undecided_teacher_says_how_many_images_would_decide() -> None:
