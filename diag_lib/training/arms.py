@@ -79,6 +79,10 @@ PRIORITY = (
 RESERVED = ("recommended", "recommended@seed1")
 """Arms whose settings the evidence decides; they are paid for even when they turn out to be another arm."""
 
+EXPLORATORY = frozenset({"alpha_0.05", "alpha_0.1", "alpha_0.2", "alpha_0.3"})
+"""Arms that stop when they are clearly lost (see `loop.Student`): the middle rungs of the ladder of weights, from
+which the best is chosen and by which alone no cause is proven. What is lost cannot be the best."""
+
 _SEEDED = re.compile(r"(?P<base>.+)@seed(?P<k>[1-9]\d{0,5})")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][\w.@+-]{0,79}")
 
