@@ -32,6 +32,7 @@ class Fix:
 class Cause:
     """One row of the table.
 
+    `rival`: it explains a failing baseline like other causes do; of several, the one that brings most is named.
     `experiment` names an entry of `diag_lib.experiments.EXPERIMENTS` (or an arm as ``arm:<id>``), None for a
     direct proof. `yields_to` lists causes that, once established, explain the same evidence.
     """
@@ -46,6 +47,7 @@ class Cause:
     equivalent: tuple[str, ...] = ()
     yields_to: tuple[str, ...] = ()
     told_apart_by: str = ""
+    rival: bool = False
 
 
 def _patch(**distillation: float | str) -> dict[str, Any]:
@@ -181,6 +183,7 @@ CAUSES: tuple[Cause, ...] = (
         fix=_fix(
             "Flip the label mapping of train (real = 0, fake = 1).", None, "swap the class folders of train"
         ),
+        yields_to=("corrupt_images",),
     ),
     Cause(
         id="labels_shuffled",
@@ -195,6 +198,7 @@ CAUSES: tuple[Cause, ...] = (
             "rebuild train from its source, checking that file names and labels are sorted alike",
             "then run the workbook again",
         ),
+        yields_to=("corrupt_images",),
     ),
     Cause(
         id="label_noise",
@@ -208,7 +212,7 @@ CAUSES: tuple[Cause, ...] = (
             "Correct or exclude the train images whose labels look wrong.",
             "write a curation.csv (path, action, label) and set dataset.curation",
         ),
-        yields_to=("labels_inverted_train", "labels_shuffled"),
+        yields_to=("corrupt_images", "labels_inverted_train", "labels_shuffled"),
     ),
     Cause(
         id="teacher_preprocessing",
@@ -286,7 +290,10 @@ CAUSES: tuple[Cause, ...] = (
             None,
             "look for detach(), no_grad(), .data or a conversion to numpy between these layers and the loss",
         ),
-        yields_to=("student_normalization",),
+        yields_to=(
+            "corrupt_images",
+            "student_normalization",
+        ),
     ),
     Cause(
         id="frozen_parameters",
@@ -296,7 +303,14 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.frozen",
         proof="gain",
         fix=_fix_from("baseline.frozen", "Train all layers of the student."),
-        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
+        yields_to=(
+            "corrupt_images",
+            "student_normalization",
+            "detached_graph",
+            "labels_shuffled",
+            "labels_inverted_train",
+        ),
+        rival=True,
     ),
     Cause(
         id="lr_too_low",
@@ -307,12 +321,14 @@ CAUSES: tuple[Cause, ...] = (
         proof="gain",
         fix=_fix_from("baseline.learning_rate", "Raise the learning rate."),
         yields_to=(
+            "corrupt_images",
             "student_normalization",
             "detached_graph",
             "labels_shuffled",
             "labels_inverted_train",
             "frozen_parameters",
         ),
+        rival=True,
     ),
     Cause(
         id="lr_too_high",
@@ -322,7 +338,14 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.learning_rate",
         proof="gain",
         fix=_fix_from("baseline.learning_rate", "Lower the learning rate."),
-        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
+        yields_to=(
+            "corrupt_images",
+            "student_normalization",
+            "detached_graph",
+            "labels_shuffled",
+            "labels_inverted_train",
+        ),
+        rival=True,
     ),
     Cause(
         id="undertrained",
@@ -333,6 +356,7 @@ CAUSES: tuple[Cause, ...] = (
         proof="gain",
         fix=_fix_from("baseline.undertrained", "Train longer."),
         yields_to=(
+            "corrupt_images",
             "student_normalization",
             "detached_graph",
             "labels_shuffled",
@@ -340,6 +364,7 @@ CAUSES: tuple[Cause, ...] = (
             "frozen_parameters",
             "lr_too_low",
         ),
+        rival=True,
     ),
     Cause(
         id="destructive_resize",
@@ -349,7 +374,14 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.resize",
         proof="gain",
         fix=_fix_from("baseline.resize", "Crop native pixels instead of resizing."),
-        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
+        yields_to=(
+            "corrupt_images",
+            "student_normalization",
+            "detached_graph",
+            "labels_shuffled",
+            "labels_inverted_train",
+        ),
+        rival=True,
     ),
     Cause(
         id="student_batchnorm",
@@ -363,17 +395,27 @@ CAUSES: tuple[Cause, ...] = (
             None,
             "average the BatchNorm statistics over the train set once after training, or raise their momentum",
         ),
-        yields_to=("student_normalization", "labels_shuffled", "labels_inverted_train"),
+        yields_to=("corrupt_images", "student_normalization", "labels_shuffled", "labels_inverted_train"),
+        rival=True,
     ),
     Cause(
         id="pooling_mismatch",
         group="model",
         sentence="The pooling of the patch logits hides what the student knows.",
-        screen=screens.from_finding("baseline.pooling", unless_rescued=False),
-        experiment="probe:baseline.pooling",
+        screen=screens.pooling_mismatch,
+        experiment="other_pooling",
         proof="gain",
-        fix=_fix_from("baseline.pooling", "Pool the patch logits in the way that ranks the images best."),
-        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
+        fix=lambda case: Fix(
+            "Pool the patch logits in the way that ranks the images best.", screens.pooling_patch(case)
+        ),
+        yields_to=(
+            "corrupt_images",
+            "student_normalization",
+            "detached_graph",
+            "labels_shuffled",
+            "labels_inverted_train",
+        ),
+        rival=True,
     ),
     Cause(
         id="split_shift",
@@ -387,14 +429,15 @@ CAUSES: tuple[Cause, ...] = (
             None,
             "split each generator and source over train and val",
         ),
-        yields_to=("labels_inverted_train", "labels_shuffled"),
+        yields_to=("corrupt_images", "labels_inverted_train", "labels_shuffled"),
+        rival=True,
     ),
     Cause(
         id="class_imbalance",
         group="data",
         sentence="One class is too rare to learn from.",
         screen=screens.class_imbalance,
-        experiment="balanced",
+        experiment="more_images",
         proof="gain",
         fix=_fix(
             "Balance the classes by sampling or weights.",
@@ -402,11 +445,13 @@ CAUSES: tuple[Cause, ...] = (
             "draw as many images of either class per batch",
         ),
         yields_to=(
+            "corrupt_images",
             "labels_shuffled",
             "labels_inverted_train",
             *UNHEARD_TEACHER,
             "teacher_domain_shift",
         ),
+        rival=True,
     ),
     Cause(
         id="capacity",
@@ -417,12 +462,14 @@ CAUSES: tuple[Cause, ...] = (
         proof="gain",
         fix=_fix("Use a larger student.", {"student": dict(LARGER_STUDENT)}),
         yields_to=(
+            "corrupt_images",
             "student_normalization",
             "detached_graph",
             "frozen_parameters",
             "lr_too_low",
             "lr_too_high",
         ),
+        rival=True,
     ),
     Cause(
         id="too_little_data",
@@ -436,7 +483,14 @@ CAUSES: tuple[Cause, ...] = (
             None,
             "until then augment, or train fewer parameters, and judge the detector by its interval",
         ),
-        yields_to=("labels_shuffled", "labels_inverted_train", "student_normalization", "frozen_parameters"),
+        yields_to=(
+            "corrupt_images",
+            "labels_shuffled",
+            "labels_inverted_train",
+            "student_normalization",
+            "frozen_parameters",
+        ),
+        rival=True,
     ),
     Cause(
         id="no_signal",
@@ -494,6 +548,7 @@ CAUSES: tuple[Cause, ...] = (
         proof="gain",
         fix=_fix("Standardise the teacher's logits.", _patch(normalize="standardize")),
         yields_to=(
+            "corrupt_images",
             *UNHEARD_TEACHER,
             "teacher_domain_shift",
             "teacher_inverted",

@@ -23,7 +23,7 @@ from diag_lib.images.alike import write_alike
 from diag_lib.images.manifest import read_curation
 from diag_lib.probes import retrain
 from diag_lib.probes.compare import paired
-from diag_lib.screens import LARGER_STUDENT, Case, normalization_patch
+from diag_lib.screens import LARGER_STUDENT, Case, normalization_patch, pooling_patch
 from diag_lib.settings import Settings
 from diag_lib.statistics import (
     Auc,
@@ -61,7 +61,6 @@ WORDS = {
     "baseline.undertrained": "training longer",
     "baseline.resize": "cropping native pixels",
     "baseline.batchnorm": "recalibrating the BatchNorm statistics",
-    "baseline.pooling": "another pooling of the same patch logits",
     "teacher.train_mode": "putting the teacher into eval mode",
 }
 """What an arm or a probe changes, as the subject of a sentence."""
@@ -320,24 +319,6 @@ def _train_labels_flipped(trials: Trials) -> Comparison | None:
     )
 
 
-def _balanced(trials: Trials) -> Comparison | None:
-    """The status quo against the same training on as many images of either class."""
-    (before,) = trials.arms(STATUS_QUO)
-    table = images.read_table(trials.settings).frame
-    train = table[table["split"] == "train"]
-    counts = train["label"].value_counts()
-    surplus = train[train["label"] == counts.idxmax()]
-    surplus = surplus.sample(int(counts.max() - counts.min()), random_state=trials.settings.training.seed)
-    file = _write_curation(trials, "balanced", surplus, "exclude")
-    after = trials.variant("balanced", {"dataset.curation": str(file)})
-    if before is None or after is None:
-        return None
-    what = "training on as many images of either class"
-    return compare(
-        what, STATUS_QUO, half_b(before.val_scores), f"{STATUS_QUO} balanced", half_b(after.val_scores)
-    )
-
-
 def _write_curation(trials: Trials, name: str, rows: pd.DataFrame, action: str) -> Path:
     """A curation file of the experiment, on top of the user's own."""
     labels = 1 - rows["label"] if action == "relabel" else None
@@ -399,38 +380,53 @@ def _larger_student(trials: Trials) -> Comparison | None:
 
 
 def _more_images(trials: Trials) -> Comparison | None:
-    """BCE only on as many images as train has against BCE only on more, both from half A of val, judged on half B.
+    """BCE only on as many images of each class as train has against BCE only on more of them.
 
-    Both trainings take about as many steps. None where val's half A is hardly larger than train, or where its small
-    part already does better than train: then it is not the number of images that fails.
+    Both trainings use half A of val and take about as many steps; both are judged on half B. None where half A holds
+    hardly more of any class than train, or where its small part already does better than train: then it is not the
+    number of images that fails.
     """
     (baseline,) = trials.arms(BCE_ONLY)
     after = training.load_arm(RunFolder(trials.run.artifact(VAL_HALVES)), BCE_ONLY)
     if baseline is None or after is None:
         return None
     table = images.read_table(trials.settings).frame
-    counts = table[table["split"] == "train"]["label"].value_counts()
-    half = baseline.val_scores[["path", "half"]]
-    val = table[table["split"] == "val"].merge(half, on="path")
+    counts = table.loc[table["split"] == "train", "label"].value_counts()
+    val = table[table["split"] == "val"].merge(baseline.val_scores[["path", "half"]], on="path")
     pool, judged = val[val["half"] == "A"], val[val["half"] == "B"]
-    if len(counts) < 2 or any(counts[label] * MORE > (pool["label"] == label).sum() for label in (0, 1)):
+    held = pool["label"].value_counts()
+    taken = {label: min(int(counts.get(label, 0)), int(held.get(label, 0))) for label in (0, 1)}
+    if min(taken.values()) == 0 or all(taken[label] * MORE > held[label] for label in taken):
         return None
-    seed = trials.settings.training.seed
-    few = pd.concat(
-        [pool[pool["label"] == label].sample(int(counts[label]), random_state=seed) for label in (0, 1)]
-    )
+    seed, t = trials.settings.training.seed, trials.settings.training
+    few = pd.concat([pool[pool["label"] == label].sample(n, random_state=seed) for label, n in taken.items()])
+    times = max(1, round(after.image_steps / (len(few) * (t.epochs_s1 + t.epochs_s2))))
+    epochs = {"training.epochs_s1": t.epochs_s1 * times, "training.epochs_s2": t.epochs_s2 * times}
     before = retrain.on_images(
-        trials.settings, trials.run, "as_few_images", few, judged, progress=trials.progress
+        trials.settings, trials.run, "as_few_images", few, judged, overrides=epochs, progress=trials.progress
     )
     if before is None:
         return None
-    small = before.auc
-    own = baseline.auc_on("B")
+    small, own = before.auc, baseline.auc_on("B")
     if small.defined and own.defined and small.ci[0] > own.ci[1]:
         return None
-    what = f"training on {len(pool)} images instead of {len(few)}"
-    names = f"{BCE_ONLY} on {len(few)} images", f"{BCE_ONLY} on {len(pool)} images"
+    shown = [f"{sizes[0]} real and {sizes[1]} fake images" for sizes in (taken, held)]
+    what = f"training on {shown[1]} instead of {shown[0]}"
+    names = f"{BCE_ONLY} on {shown[0]}", f"{BCE_ONLY} on {shown[1]}"
     return compare(what, names[0], before.val_scores, names[1], after.val_scores)
+
+
+def _other_pooling(trials: Trials) -> Comparison | None:
+    """BCE only with the configured pooling against BCE only trained and judged with the better one."""
+    (before,) = trials.arms(BCE_ONLY)
+    patch = pooling_patch(trials.case)
+    if before is None or patch is None:
+        return None
+    after = trials.variant("other_pooling", dotted(patch), BCE_ONLY)
+    if after is None:
+        return None
+    what, name = "another pooling of the patch logits", f"{BCE_ONLY}, pooled otherwise"
+    return compare(what, BCE_ONLY, half_b(before.val_scores), name, half_b(after.val_scores))
 
 
 def _trained_on_val(trials: Trials) -> Comparison | None:
@@ -520,6 +516,6 @@ EXPERIMENTS: dict[str, Callable[[Trials], Comparison | None]] = {
     "teacher_variant": _teacher_variant,
     "trained_on_val": _trained_on_val,
     "teacher_on_train": _teacher_on_train,
-    "balanced": _balanced,
+    "other_pooling": _other_pooling,
     "best_alpha": _best_alpha,
 }

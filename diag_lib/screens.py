@@ -15,6 +15,8 @@ from diag_lib.statistics import Auc, n_per_class_needed
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLEARLY_WORKS = 0.90
 """A BCE-only AUC whose interval lies above it leaves nothing for a cause of the data or the optimisation to explain."""
+GAP = 0.10
+"""AUC by which a student that memorises knows its training images better than others."""
 ENOUGH_A_CLASS = 412
 """Images a class with which "AUC below .55" can be established; a train set of that size is not called too small."""
 LARGER_STUDENT: dict[str, Any] = {
@@ -187,8 +189,10 @@ def too_little_data(case: Case) -> Suspicion | RuledOut | None:
         return RuledOut(told)
     if baseline.ci[0] > CLEARLY_WORKS:
         return RuledOut(f"{told}, but they suffice: BCE-only AUC {baseline.value:.2f} {_text(baseline.ci)}")
-    train = baseline.data.get("train_ci")
-    memorised = train is not None and train[0] > baseline.ci[1]
+    if case.says("audit.imbalance", "yes"):
+        return RuledOut(f"{told}, but it is the other class that is not: {counts.message}")
+    train, known = baseline.data.get("train_ci"), baseline.data.get("train_auc")
+    memorised = known is not None and known > baseline.value + GAP
     because = f"{told}; BCE-only AUC {_text(baseline.ci)} on val against {_text(train)} on them"
     return Suspicion(because, (counts.id, baseline.id, "baseline.overfit_batch"), weak=not memorised)
 
@@ -445,6 +449,25 @@ def lr(direction: Literal["low", "high"]) -> Screen:
         return probe(case)
 
     return screen
+
+
+def pooling_patch(case: Case) -> dict[str, Any] | None:
+    """Mean pooling, which patch-logit teachers are trained with; from there, what the probe found to rank best."""
+    if case.settings.pooling.kind != "mean":
+        return {"pooling": {"kind": "mean"}}
+    found = case.finding("baseline.pooling")
+    return found.data.get("settings") if found is not None else None
+
+
+def pooling_mismatch(case: Case) -> Suspicion | RuledOut | None:
+    found, baseline = case.finding("baseline.pooling"), case.arms.get("bce_only")
+    if found is None:
+        return None
+    works = baseline is not None and baseline.defined and baseline.ci[0] > CLEARLY_WORKS
+    if case.settings.pooling.kind != "mean" and not works:
+        because = f"the student is pooled by {case.settings.pooling.kind}, patch-logit teachers by the mean; {found.message}"
+        return Suspicion(because, (found.id, "baseline.auc"), weak=found.answer == "no")
+    return from_finding("baseline.pooling", unless_rescued=False)(case)
 
 
 def capacity(case: Case) -> Suspicion | RuledOut | None:

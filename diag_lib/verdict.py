@@ -7,8 +7,9 @@ decision, runs the experiments that separate the suspects, and writes `verdict.j
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,11 @@ from diag_lib.statistics import Auc, holm, n_for_gain
 SCHEMA = "diag/verdict/1"
 SIGNIFICANCE = 0.05
 INFLATION = frozenset(cause.id for cause in CAUSES if cause.proof == "inflation_removed")
+RIVALS = frozenset(cause.id for cause in CAUSES if cause.rival)
+CLEARLY_LESS = 0.03
+"""AUC by which one intervention must fall short of another to be no explanation beside it."""
+FEW_STEPS = 200
+"""Optimisation steps below which no schedule has been tried: Adam moves a weight by at most its rate a step."""
 GAIN_GROUPS = ("optimisation", "model", "loss")
 """Groups whose proofs are gains that mean nothing while the AUC is inflated."""
 
@@ -138,13 +144,13 @@ def _decide(trials: Trials, missing: tuple[str, ...]) -> VerdictResult:
                 f"{suspicion.because}; not tested while {flattered[0]} flatters every AUC: repair that first"
             )
             undecided.append(Open(cause.id, text))
-        elif suspicion.weak and established:
+        elif suspicion.weak and [other for other in established if not (cause.rival and other in RIVALS)]:
             text = f"{suspicion.because}; not tested, since {established[0]} is established"
             undecided.append(Open(cause.id, text, suspicion.needs))
         else:
             proof = trials.experiment(cause.experiment) if cause.experiment else None
             tried.append((cause, suspicion, proof))
-    judged = _judged(tried, case)
+    judged = _strongest_rival(_judged(tried, case), case)
     named = [found for found in judged if isinstance(found, NamedCause)]
     undecided = [*(found for found in judged if isinstance(found, Open)), *undecided]
     ruled_out += [
@@ -182,6 +188,51 @@ def _judged(tried: list[Trial], case: Case) -> list[NamedCause | Open | RuledOut
     return [_judge(cause, suspicion, proof, p.get(cause.id, 1.0), case) for cause, suspicion, proof in tried]
 
 
+def _strongest_rival(
+    judged: list[NamedCause | Open | RuledOut], case: Case
+) -> list[NamedCause | Open | RuledOut]:
+    """Of the causes that explain a failing baseline keep the one that brings most.
+
+    Another learning rate or a longer schedule softens many a failure. One whose AUC stays `CLEARLY_LESS` below the
+    best is ruled out; one that is about as good is named as equivalent.
+    """
+    rivals = [
+        found for found in judged if isinstance(found, NamedCause) and found.id in RIVALS and found.proof
+    ]
+    if len(rivals) < 2:
+        return judged
+    reached = {found.id: found.proof.after.auc.value for found in rivals if found.proof}
+    top = max(reached.values())
+    level = [found for found in rivals if reached[found.id] > top - CLEARLY_LESS]
+    best = min(level, key=lambda found: (found.status != "established", found.id != _likelier(case, level)))
+    told = "The interventions bring the same; apply one, run again, and see whether the other still helps."
+    others = tuple(found.id for found in level if found is not best)
+
+    def keep(found: NamedCause | Open | RuledOut) -> NamedCause | Open | RuledOut:
+        if found is best and others:
+            return replace(
+                best, equivalent=(*best.equivalent, *others), told_apart_by=best.told_apart_by or told
+            )
+        if isinstance(found, NamedCause) and found in rivals and found is not best:
+            more = "as much" if found in level else "more"
+            return RuledOut(
+                f"{found.because}; but {best.id} brings {more}: "
+                f"AUC {reached[best.id]:.2f} against {reached[found.id]:.2f}"
+            )
+        return found
+
+    return [keep(found) for found in judged]
+
+
+def _likelier(case: Case, level: list[NamedCause]) -> str:
+    """Of causes that bring the same: too few steps first where there were few, else the table's order."""
+    ids = [found.id for found in level]
+    t, counts = case.settings.training, case.finding("audit.imbalance")
+    n_train = counts.n if counts is not None and counts.n else 0
+    steps = math.ceil(n_train / t.batch_size) * (t.epochs_s1 + t.epochs_s2)
+    return "undertrained" if "undertrained" in ids and 0 < steps < FEW_STEPS else ids[0]
+
+
 def _established(judged: list[NamedCause | Open | RuledOut]) -> list[str]:
     return [found.id for found in judged if isinstance(found, NamedCause) and found.status == "established"]
 
@@ -214,7 +265,8 @@ def _judge(
         return name("likely" if suspicion.weak else "established")
     if effect == "absent":
         return RuledOut(f"{suspicion.because}; but {proof.sentence()}")
-    promising = proof.p < SIGNIFICANCE and abs(proof.delta) >= MATERIAL_GAIN
+    cured = cause.proof != "gain" or proof.after.auc.ci[0] > case.limits.baseline_auc
+    promising = cured and proof.p < SIGNIFICANCE and abs(proof.delta) >= MATERIAL_GAIN
     if suspicion.weak or case.status_quo_learns or not promising:
         return Open(
             cause.id, f"{suspicion.because}; {proof.sentence()}", {**_images_for(proof), **suspicion.needs}
@@ -229,8 +281,10 @@ def _effect(cause: Cause, proof: Comparison, p: float, case: Case) -> str:
     delta = -proof.delta if falls else proof.delta
     learns = proof.before.auc.ci[0] > case.limits.baseline_auc
     bar = HEALTHY_GAIN if cause.proof == "gain" and learns else 0.0
+    # A gain that stays below `baseline_auc` has only moved towards a coin; it repairs nothing.
+    cured = cause.proof != "gain" or proof.after.auc.ci[0] > case.limits.baseline_auc
     if low > bar and delta >= MATERIAL_GAIN and p < SIGNIFICANCE:
-        return "shown"
+        return "shown" if cured else "unclear"
     return "absent" if high < MATERIAL_GAIN or (low > 0 and bar > 0) else "unclear"
 
 

@@ -141,9 +141,7 @@ def test_too_little_data_needs_few_images_and_a_student_that_knows_only_them() -
     assert isinstance(opinion, Suspicion) and not opinion.weak
     assert screen(case(few, none)).weak
     assert isinstance(screen(case(many, gap)), RuledOut)
-    assert isinstance(
-        screen(case(few, found("baseline.auc", "yes", (0.92, 0.97), train_ci=(1.0, 1.0)))), RuledOut
-    )
+    assert isinstance(screen(case(few, found("baseline.auc", "yes", (0.92, 0.97), train_auc=1.0))), RuledOut)
 
 
 def test_no_signal_is_certain_only_when_no_way_of_training_helps() -> None:
