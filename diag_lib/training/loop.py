@@ -45,8 +45,8 @@ class Student:
 
     `data` gives images and teacher, `settings` everything else. A network that contains NaN ends the arm
     (`stopped` says why), and so does being clearly lost in an `exploratory` arm (see `arms.EXPLORATORY`), of
-    which only the best is ever used; as in an ordinary loop, steps with a non-finite loss are taken all the same, except
-    that fp16 loss scaling skips them. BatchNorm also behaves as in an ordinary loop: `model.train()` lets
+    which only the best is ever used. As in an ordinary loop, steps with a non-finite loss are taken all the
+    same, except that fp16 loss scaling skips them. BatchNorm also behaves as in an ordinary loop: `model.train()` lets
     every layer use batch statistics and update its running ones, also layers whose parameters are frozen.
     """
 
