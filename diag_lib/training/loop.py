@@ -28,7 +28,7 @@ from diag_lib.training.signals import gradient_signals, parameter_deltas, sample
 
 PLATEAU = {"mode": "max", "factor": 0.5, "patience": 2}
 SGD_MOMENTUM = 0.9
-LOST_EPOCHS, LOST_PROGRESS, LOST_CONFIDENCE = 3, 0.01, 0.999
+LOST_EPOCHS, LOST_PROGRESS, LOST_CONFIDENCE = 3, 0.01, 0.999  # see Student._clearly_lost
 HISTORY = ("stage", "train_loss", "train_distill_loss", "train_task_loss", "val_loss", "val_acc", "val_auc")
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -43,10 +43,10 @@ Floats = npt.NDArray[np.float64]
 class Student:
     """One arm in training: its network, optimiser and record.
 
-    `data` gives images and teacher, `settings` everything else; an `exploratory` arm, by which no cause is
-    proven, ends when it is clearly lost. A network that contains NaN ends the arm
-    (`stopped` says why); as in an ordinary loop, steps with a non-finite loss are taken all the same, except
-    that fp16 loss scaling skips them. BatchNorm also behaves as in an ordinary loop: `model.train()` lets
+    `data` gives images and teacher, `settings` everything else. A network that contains NaN ends the arm
+    (`stopped` says why), and so does being clearly lost in an `exploratory` arm (see `arms.EXPLORATORY`), of
+    which only the best is ever used. As in an ordinary loop, steps with a non-finite loss are taken all the
+    same, except that fp16 loss scaling skips them. BatchNorm also behaves as in an ordinary loop: `model.train()` lets
     every layer use batch statistics and update its running ones, also layers whose parameters are frozen.
     """
 
