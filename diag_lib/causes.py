@@ -32,7 +32,7 @@ class Fix:
 class Cause:
     """One row of the table.
 
-    `rival`: it explains a failing baseline like other causes do; of several, the one that brings most is named.
+    `rival`: it makes a student learn worse, like other causes do; of several, the one that brings most is named.
     `experiment` names an entry of `diag_lib.experiments.EXPERIMENTS` (or an arm as ``arm:<id>``), None for a
     direct proof. `yields_to` lists causes that, once established, explain the same evidence.
     """
@@ -352,7 +352,7 @@ CAUSES: tuple[Cause, ...] = (
         group="optimisation",
         sentence="The student was trained too briefly: it still improves.",
         screen=screens.from_finding("baseline.undertrained"),
-        experiment="probe:baseline.undertrained",
+        experiment="longer",
         proof="gain",
         fix=_fix_from("baseline.undertrained", "Train longer."),
         yields_to=(
@@ -520,6 +520,7 @@ CAUSES: tuple[Cause, ...] = (
             "teacher_inverted",
             "frozen_parameters",
         ),
+        rival=True,
     ),
     Cause(
         id="heavy_tailed_teacher",
@@ -538,6 +539,7 @@ CAUSES: tuple[Cause, ...] = (
             "teacher_inverted",
             "offset_mismatch",
         ),
+        rival=True,
     ),
     Cause(
         id="scale_mismatch",
@@ -555,6 +557,7 @@ CAUSES: tuple[Cause, ...] = (
             "offset_mismatch",
             "heavy_tailed_teacher",
         ),
+        rival=True,
     ),
     Cause(
         id="distill_weight_too_high",
@@ -573,5 +576,6 @@ CAUSES: tuple[Cause, ...] = (
             "heavy_tailed_teacher",
             "scale_mismatch",
         ),
+        rival=True,
     ),
 )

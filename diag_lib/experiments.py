@@ -58,7 +58,6 @@ WORDS = {
     "unfrozen": "training all layers",
     "baseline.frozen": "training all layers",
     "baseline.learning_rate": "another learning rate",
-    "baseline.undertrained": "training longer",
     "baseline.resize": "cropping native pixels",
     "baseline.batchnorm": "recalibrating the BatchNorm statistics",
     "teacher.train_mode": "putting the teacher into eval mode",
@@ -367,6 +366,20 @@ def _normalized(trials: Trials) -> Comparison | None:
     )
 
 
+def _longer(trials: Trials) -> Comparison | None:
+    """The status quo against the same training on the longer schedule that the baseline's probe tried."""
+    (before,) = trials.arms(STATUS_QUO)
+    found = trials.case.finding("baseline.undertrained")
+    patch = found.data.get("settings") if found is not None else None
+    if before is None or not patch:
+        return None
+    after = trials.variant("longer", dotted(patch))
+    if after is None or after.image_steps < 2 * before.image_steps:
+        return None
+    what, name = "training longer", f"{STATUS_QUO}, trained longer"
+    return compare(what, STATUS_QUO, half_b(before.val_scores), name, half_b(after.val_scores))
+
+
 def _larger_student(trials: Trials) -> Comparison | None:
     """BCE only with the configured student against BCE only with Tiny-LaDeDa; None where it is that already."""
     (before,) = trials.arms(BCE_ONLY)
@@ -511,6 +524,7 @@ EXPERIMENTS: dict[str, Callable[[Trials], Comparison | None]] = {
     "encoded_alike": _encoded_alike,
     "train_labels_flipped": _train_labels_flipped,
     "normalized": _normalized,
+    "longer": _longer,
     "larger_student": _larger_student,
     "more_images": _more_images,
     "teacher_variant": _teacher_variant,

@@ -409,7 +409,7 @@ def _rescued(case: Case) -> bool:
 
 
 def from_finding(finding_id: str, *, unless_rescued: bool = True) -> Screen:
-    """The screen of a cause that one probe decides; optimisation is blamed only if both arms fail."""
+    """The screen of a cause that one probe decides; weak where the standardised arm does what BCE only cannot."""
 
     def screen(case: Case) -> Suspicion | RuledOut | None:
         found = case.finding(finding_id)
@@ -417,11 +417,11 @@ def from_finding(finding_id: str, *, unless_rescued: bool = True) -> Screen:
             return None
         if found.answer == "no":
             return RuledOut(found.message)
-        if unless_rescued and _rescued(case):
-            return RuledOut("the standardised teacher teaches this student without it")
         if found.answer == "undecided" and case.baseline_learns is True:
             return RuledOut("the student learns without it")
-        return Suspicion(found.message, (found.id, "baseline.auc"), weak=found.answer == "undecided")
+        # A standardised teacher can rescue a student that is frozen or trained too briefly: what brings more counts.
+        weak = found.answer == "undecided" or (unless_rescued and _rescued(case))
+        return Suspicion(found.message, (found.id, "baseline.auc"), weak=weak)
 
     return screen
 
@@ -465,7 +465,8 @@ def pooling_mismatch(case: Case) -> Suspicion | RuledOut | None:
         return None
     works = baseline is not None and baseline.defined and baseline.ci[0] > CLEARLY_WORKS
     if case.settings.pooling.kind != "mean" and not works:
-        because = f"the student is pooled by {case.settings.pooling.kind}, patch-logit teachers by the mean; {found.message}"
+        kind = case.settings.pooling.kind
+        because = f"the student is pooled by {kind}, patch-logit teachers by the mean; {found.message}"
         return Suspicion(because, (found.id, "baseline.auc"), weak=found.answer == "no")
     return from_finding("baseline.pooling", unless_rescued=False)(case)
 

@@ -29,7 +29,7 @@ INFLATION = frozenset(cause.id for cause in CAUSES if cause.proof == "inflation_
 RIVALS = frozenset(cause.id for cause in CAUSES if cause.rival)
 CLEARLY_LESS = 0.03
 """AUC by which one intervention must fall short of another to be no explanation beside it."""
-FEW_STEPS = 200
+FEW_STEPS = 100
 """Optimisation steps below which no schedule has been tried: Adam moves a weight by at most its rate a step."""
 GAIN_GROUPS = ("optimisation", "model", "loss")
 """Groups whose proofs are gains that mean nothing while the AUC is inflated."""
@@ -191,10 +191,11 @@ def _judged(tried: list[Trial], case: Case) -> list[NamedCause | Open | RuledOut
 def _strongest_rival(
     judged: list[NamedCause | Open | RuledOut], case: Case
 ) -> list[NamedCause | Open | RuledOut]:
-    """Of the causes that explain a failing baseline keep the one that brings most.
+    """Of the causes that make a student learn worse keep the one whose removal brings most.
 
-    Another learning rate or a longer schedule softens many a failure. One whose AUC stays `CLEARLY_LESS` below the
-    best is ruled out; one that is about as good is named as equivalent.
+    Another learning rate, a longer schedule or a gentler teacher softens many a failure. One whose AUC stays
+    `CLEARLY_LESS` below the best is ruled out; one that is about as good is named as equivalent. After a handful of
+    steps, though, everything that speeds the training helps: then it is too short.
     """
     rivals = [
         found for found in judged if isinstance(found, NamedCause) and found.id in RIVALS and found.proof
@@ -202,9 +203,10 @@ def _strongest_rival(
     if len(rivals) < 2:
         return judged
     reached = {found.id: found.proof.after.auc.value for found in rivals if found.proof}
-    top = max(reached.values())
-    level = [found for found in rivals if reached[found.id] > top - CLEARLY_LESS]
-    best = min(level, key=lambda found: (found.status != "established", found.id != _likelier(case, level)))
+    hurried = "undertrained" if "undertrained" in reached and _few_steps(case) else None
+    top = reached[hurried] if hurried else max(reached.values())
+    level = [found for found in rivals if abs(reached[found.id] - top) < CLEARLY_LESS]
+    best = min(level, key=lambda found: (found.id != hurried, found.status != "established"))
     told = "The interventions bring the same; apply one, run again, and see whether the other still helps."
     others = tuple(found.id for found in level if found is not best)
 
@@ -214,9 +216,8 @@ def _strongest_rival(
                 best, equivalent=(*best.equivalent, *others), told_apart_by=best.told_apart_by or told
             )
         if isinstance(found, NamedCause) and found in rivals and found is not best:
-            more = "as much" if found in level else "more"
             return RuledOut(
-                f"{found.because}; but {best.id} brings {more}: "
+                f"{found.because}; but {best.id} explains it: "
                 f"AUC {reached[best.id]:.2f} against {reached[found.id]:.2f}"
             )
         return found
@@ -224,13 +225,10 @@ def _strongest_rival(
     return [keep(found) for found in judged]
 
 
-def _likelier(case: Case, level: list[NamedCause]) -> str:
-    """Of causes that bring the same: too few steps first where there were few, else the table's order."""
-    ids = [found.id for found in level]
+def _few_steps(case: Case) -> bool:
     t, counts = case.settings.training, case.finding("audit.imbalance")
     n_train = counts.n if counts is not None and counts.n else 0
-    steps = math.ceil(n_train / t.batch_size) * (t.epochs_s1 + t.epochs_s2)
-    return "undertrained" if "undertrained" in ids and 0 < steps < FEW_STEPS else ids[0]
+    return 0 < math.ceil(n_train / t.batch_size) * (t.epochs_s1 + t.epochs_s2) < FEW_STEPS
 
 
 def _established(judged: list[NamedCause | Open | RuledOut]) -> list[str]:

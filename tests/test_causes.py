@@ -117,10 +117,10 @@ def test_shuffled_labels_are_told_from_a_gap_between_train_and_val() -> None:
     assert isinstance(BY_ID["split_shift"].screen(gap), Suspicion)
 
 
-def test_optimisation_is_not_blamed_when_the_standardised_arm_rescues_the_student() -> None:
+def test_optimisation_is_hardly_suspect_when_the_standardised_arm_rescues_the_student() -> None:
     probe = found("baseline.learning_rate", "yes", (0.2, 0.3), factor=10.0)
     assert isinstance(BY_ID["lr_too_low"].screen(case(probe, bce_only=0.52, standardized=0.5)), Suspicion)
-    assert isinstance(BY_ID["lr_too_low"].screen(case(probe, bce_only=0.52, standardized=0.84)), RuledOut)
+    assert BY_ID["lr_too_low"].screen(case(probe, bce_only=0.52, standardized=0.84)).weak
     assert isinstance(BY_ID["lr_too_high"].screen(case(probe, bce_only=0.52, standardized=0.5)), RuledOut)
 
 
@@ -134,9 +134,7 @@ def test_a_weight_is_too_high_only_if_the_labels_alone_do_better_with_an_informa
 def test_too_little_data_needs_few_images_and_a_student_that_knows_only_them() -> None:
     screen = BY_ID["too_little_data"].screen
     few, many = (found("audit.imbalance", "no", real=n, fake=n) for n in (20, 500))
-    gap, none = (
-        found("baseline.auc", "no", (0.55, 0.65), train_ci=ci) for ci in ((0.95, 0.99), (0.55, 0.65))
-    )
+    gap, none = (found("baseline.auc", "no", (0.55, 0.65), train_auc=known) for known in (0.97, 0.60))
     opinion = screen(case(few, gap))
     assert isinstance(opinion, Suspicion) and not opinion.weak
     assert screen(case(few, none)).weak

@@ -86,3 +86,15 @@ def test_oblong_grids_have_no_transposes() -> None:
 def test_each_half_needs_images(pictures, teacher) -> None:
     with pytest.raises(ValueError, match="two images"):
         check_grid(teacher, local_content(pictures, GEOMETRY, (7, 7)), np.ones(60, dtype=bool))
+
+
+def test_a_student_that_learned_something_tells_a_turned_map_where_local_content_does_not(pictures) -> None:
+    """The map follows nothing that the content channels show, but the student's own map agrees with it."""
+    rng = np.random.default_rng(3)
+    student = rng.normal(size=(60, 7, 7))
+    turned = student[:, :, ::-1] + rng.normal(size=(60, 7, 7))
+    content = local_content(pictures, GEOMETRY, (7, 7))
+    found = check_grid(turned, content, HALF, student)
+    assert found.answer == "no" and found.turned == "flipped left-right"
+    assert check_grid(student[:, :, ::-1], content, HALF, rng.normal(size=(60, 7, 7))).answer == "undecided"
+    assert check_grid(student, content, HALF, student + rng.normal(size=(60, 7, 7))).turned == IDENTITY

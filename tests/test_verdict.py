@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diag_lib import baseline, distillation, logits, teacher, verdict
-from diag_lib.causes import CAUSES
+from diag_lib.causes import CAUSES, Fix
 from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.experiments import Comparison, Measured, compare, dotted, nested
 from diag_lib.screens import Case, RuledOut, Suspicion
@@ -168,3 +168,32 @@ def test_gates_follow_the_findings() -> None:
         gates = verdict.gates(Case(Settings(), {"teacher": Evidence("teacher", [finding])}, {}))
         states.append(next(gate.state for gate in gates if "know these images" in gate.question))
     assert states == ["passed", "failed", "undecided"]
+
+
+def _rival(cause_id: str, after: float) -> verdict.NamedCause:
+    proof = moved(0.5, after)
+    return verdict.NamedCause(cause_id, "established", "It is.", "so", (), Fix("Do."), "gain", proof)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "found", "named", "equivalent"),
+    [
+        (
+            10,
+            {"undertrained": 0.70, "destructive_resize": 0.82, "lr_too_low": 0.75},
+            "destructive_resize",
+            (),
+        ),
+        (10, {"frozen_parameters": 0.95, "lr_too_low": 0.94}, "frozen_parameters", ("lr_too_low",)),
+        (1, {"undertrained": 0.85, "scale_mismatch": 0.90}, "undertrained", ()),
+    ],
+)
+def test_of_causes_that_all_gain_the_one_that_brings_most_is_named(epochs, found, named, equivalent) -> None:
+    settings = Settings().with_overrides({"training.epochs_s1": 0, "training.epochs_s2": epochs})
+    counts = Finding("audit.imbalance", "ok", "no", "balanced", n=800)
+    case = Case(settings, {"audit": Evidence("audit", [counts])}, {})
+    judged = verdict._strongest_rival([_rival(name, after) for name, after in found.items()], case)
+    left = [item for item in judged if isinstance(item, verdict.NamedCause)]
+    assert [item.id for item in left] == [named]
+    assert left[0].equivalent == equivalent
+    assert sum(isinstance(item, RuledOut) for item in judged) == len(found) - 1

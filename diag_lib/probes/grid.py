@@ -29,7 +29,9 @@ Transform = Callable[[Floats], Floats]
 
 IDENTITY = "as is"
 CLEAR_GAIN = 0.02  # R^2 that another grid must win before it is called the right one
-CLEAR_RHO = 0.05  # correlation with the student's map that a turn must win for certain
+CLEAR_RHO = (
+    0.2  # correlation with the map of the student that a turn must win for certain; stray likeness gives .1
+)
 VISIBLE = 0.01  # R^2 below which the teacher's map does not follow local content at all
 CLIP = 5.0  # robust standard deviations at which the teacher's outliers are clipped
 RIDGE = 1e-6
