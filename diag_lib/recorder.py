@@ -330,13 +330,12 @@ class TrainingRecorder:
         self._write(record)
 
     def _examine(self, batch: Batch) -> None:
-        buffers = [(b, b.clone()) for b in self._model.buffers()]
+        buffers = [(b, b._version, b.clone()) for b in self._model.buffers()]
         parameters = [p for p in self._parameters.values() if p.requires_grad]
         self._examined = (self._steps, loss_gradients(batch, parameters))
-        with torch.no_grad():
-            for buffer, old in buffers:  # activation checkpointing runs BatchNorm's forward pass again
-                if not torch.equal(buffer, old):
-                    buffer.copy_(old)
+        for buffer, version, old in buffers:  # activation checkpointing runs BatchNorm's forward pass again
+            if buffer._version != version:
+                buffer.data.copy_(old)  # by way of `data`, so that autograd does not miss the one it saved
 
     def _shorten(self) -> None:
         """The losses since the last look as (sum, count, not finite), so that nothing piles up."""

@@ -5,6 +5,7 @@ mistake replaces one of its parts. What `TrainingRecorder` writes is then given 
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from diag_lib.images import epoch_batches, open_split, to_input
 from diag_lib.models import PatchModel, align, build_student, build_teacher, pool
 from diag_lib.recorder import TrainingRecorder
 from diag_lib.recorder_signals import rank_auc
+from diag_lib.recording import read_recording, value
+from diag_lib.roc import Auc
 from diag_lib.settings import Settings
 
 EVERY, LOOK_EVERY = 40, 10  # these trainings have a few hundred steps
@@ -100,11 +103,28 @@ def _train(settings: Settings, loop: Loop, path: Path) -> None:
                 optimizer.step()
             network = loop.evaluated(student, start).eval()
             with torch.inference_mode():
-                maps = torch.cat([network(part) for part in x["val"].split(64)])
+                maps = torch.cat([network(part) for part in torch.split(x["val"], 64)])
             scores = pool(maps, settings.pooling)
             reported = rank_auc(y["val"], loop.scored(y["val"], scores))
             recorder.epoch(val_auc=reported, val_logits=scores, val_labels=y["val"], val_patches=maps,
                            evaluated=None if network is student else network)  # fmt: skip
+
+
+def reported_auc(recording: Path) -> Auc:
+    """The AUC that the loop reported last; undefined for a loop whose scores are not finite.
+
+    The interval does not need the reported scores, which may exist nowhere: whatever they are, the variance of an
+    AUC A is at most A (1 - A) / min(n_real, n_fake) (Birnbaum & Klose 1957).
+    """
+    events = read_recording(recording.read_text(encoding="utf-8"), recording.name)
+    scores = events.last_scores()
+    told = value(events.epochs[-1], "val_auc") if events.epochs else math.nan
+    if scores is None or not math.isfinite(told) or not scores.auc().defined:
+        return Auc(math.nan, (0.0, 1.0), math.nan, 0, 0, False)
+    n_fake = int(scores.labels.sum())
+    n_real = len(scores.labels) - n_fake
+    se = math.sqrt(told * (1 - told) / min(n_real, n_fake))
+    return Auc(told, (told - 1.96 * se, told + 1.96 * se), se, n_real, n_fake, True)
 
 
 # ---- mistakes
