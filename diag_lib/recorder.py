@@ -330,12 +330,11 @@ class TrainingRecorder:
         self._write(record)
 
     def _examine(self, batch: Batch) -> None:
-        buffers = [(b, b._version, b.clone()) for b in self._model.buffers()]
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         parameters = [p for p in self._parameters.values() if p.requires_grad]
         self._examined = (self._steps, loss_gradients(batch, parameters))
-        for buffer, version, old in buffers:  # activation checkpointing runs BatchNorm's forward pass again
-            if buffer._version != version:
-                buffer.data.copy_(old)  # by way of `data`, so that autograd does not miss the one it saved
+        for buffer, old in buffers:  # activation checkpointing runs BatchNorm's forward pass again
+            buffer.data.copy_(old)  # by way of `data`: autograd has saved some of them
 
     def _shorten(self) -> None:
         """The losses since the last look as (sum, count, not finite), so that nothing piles up."""
