@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diag_lib import screens
-from diag_lib.screens import Case, Screen
+from diag_lib.screens import LARGER_STUDENT, Case, Screen
 
 Status = Literal["established", "likely", "possible"]
 ProofKind = Literal["gain", "inflation_removed", "direct"]
@@ -66,6 +66,13 @@ def _fix_from(finding_id: str, text: str, *actions: str) -> Callable[[Case], Fix
     return fix
 
 
+def _recorded(name: str, text: str, action: str, otherwise: Callable[[Case], Fix]) -> Callable[[Case], Fix]:
+    """A fix by hand in the user's code where the recording shows the cause, `otherwise` the usual one."""
+    return lambda case: (
+        Fix(text, None, (action,)) if case.says(f"symptoms.{name}", "yes") else otherwise(case)
+    )
+
+
 def _data_file(finding_id: str, text: str, *actions: str) -> Callable[[Case], Fix]:
     """A fix by hand that names the list of files which a step wrote (the finding's `data.file`)."""
 
@@ -77,7 +84,16 @@ def _data_file(finding_id: str, text: str, *actions: str) -> Callable[[Case], Fi
     return fix
 
 
+_EVAL = "call teacher.eval() before every pass, also where train() of the whole model is called later"
 SKIP_TEACHER = _patch(alpha_distill=0.0, alpha_task=1.0)
+
+UNHEARD_TEACHER = (
+    "teacher_weights_not_loaded",
+    "student_normalization",
+    "teacher_train_mode",
+    "teacher_stale_cache",
+)
+"""With one of these the teacher was never really asked: what its scores seem to say needs no further cause."""
 
 CAUSES: tuple[Cause, ...] = (
     Cause(
@@ -159,20 +175,6 @@ CAUSES: tuple[Cause, ...] = (
         ),
     ),
     Cause(
-        id="detached_graph",
-        group="optimisation",
-        sentence="The gradient does not reach the layers that should learn: the graph is cut.",
-        screen=screens.recorded("gradient_reach"),
-        experiment=None,
-        proof="direct",
-        fix=_fix(
-            "Reattach the graph.",
-            None,
-            "look for detach(), no_grad, .data, .item() or numpy between these layers and the loss",
-        ),
-        yields_to=("numeric_overflow",),
-    ),
-    Cause(
         id="loss_sign",
         group="loss",
         sentence="A loss enters with the wrong sign: each step makes it worse.",
@@ -191,6 +193,15 @@ CAUSES: tuple[Cause, ...] = (
         fix=_fix("Average that loss.", None, 'set reduction="mean", or divide by the number of patches'),
     ),
     Cause(
+        id="student_normalization",
+        group="data",
+        sentence="The pixels are normalised wrongly before they reach the networks.",
+        screen=screens.student_normalization,
+        experiment="normalized",
+        proof="gain",
+        fix=lambda case: Fix("Correct the normalisation.", screens.normalization_patch(case)),
+    ),
+    Cause(
         id="teacher_weights_not_loaded",
         group="teacher",
         sentence="The teacher's weights were not loaded: it answers like a random network.",
@@ -201,6 +212,28 @@ CAUSES: tuple[Cause, ...] = (
             "Load the teacher's weights completely, or train without it until they load.",
             SKIP_TEACHER,
             "set teacher.weights and teacher.arch so that no key is missing",
+        ),
+    ),
+    Cause(
+        id="teacher_train_mode",
+        group="teacher",
+        sentence="The teacher runs in train mode: its answer for an image depends on the batch.",
+        screen=screens.teacher_train_mode,
+        experiment="probe:teacher.train_mode",
+        proof="direct",
+        fix=_fix("Put the teacher into eval mode; until then train without it.", SKIP_TEACHER, _EVAL),
+    ),
+    Cause(
+        id="teacher_stale_cache",
+        group="teacher",
+        sentence="The teacher's logits are not those of the image it is shown: a stale cache, or chance.",
+        screen=screens.teacher_stale_cache,
+        experiment=None,
+        proof="direct",
+        fix=_fix(
+            "Compute the teacher's logits again; until then train without it.",
+            SKIP_TEACHER,
+            "key cached logits by the image's identity, the view and the weights, never by a running number",
         ),
     ),
     Cause(
@@ -250,6 +283,7 @@ CAUSES: tuple[Cause, ...] = (
         experiment="teacher_variant",
         proof="gain",
         fix=_fix_from("teacher.preprocessing", "Give the teacher the preprocessing it was trained with."),
+        yields_to=UNHEARD_TEACHER,
     ),
     Cause(
         id="teacher_inverted",
@@ -265,6 +299,7 @@ CAUSES: tuple[Cause, ...] = (
             "if the folders are swapped, rename them (real = 0, fake = 1)",
         ),
         equivalent=("labels_inverted",),
+        yields_to=(*UNHEARD_TEACHER, "teacher_preprocessing"),
         told_apart_by="Looking at 20 images of each class; numbers cannot tell which of the two is wrong.",
     ),
     Cause(
@@ -279,7 +314,7 @@ CAUSES: tuple[Cause, ...] = (
             SKIP_TEACHER,
             "diag finetune-teacher CONFIG, then set teacher.weights: finetuned and run again",
         ),
-        yields_to=("teacher_weights_not_loaded", "teacher_preprocessing", "teacher_inverted"),
+        yields_to=(*UNHEARD_TEACHER, "teacher_preprocessing", "teacher_inverted"),
     ),
     Cause(
         id="patch_misalignment",
@@ -293,6 +328,7 @@ CAUSES: tuple[Cause, ...] = (
             None,
             "check the order of height and width, flips and crops between the image and the teacher's map",
         ),
+        yields_to=UNHEARD_TEACHER,
     ),
     Cause(
         id="wrong_activation",
@@ -304,14 +340,33 @@ CAUSES: tuple[Cause, ...] = (
         fix=_fix("Give the losses raw logits.", None, "remove the sigmoid before the loss"),
     ),
     Cause(
+        id="detached_graph",
+        group="optimisation",
+        sentence="Part of the student is cut off from the loss: no gradient arrives there.",
+        screen=screens.either(screens.recorded("gradient_reach"), screens.detached_graph),
+        experiment=None,
+        proof="direct",
+        fix=_fix(
+            "Connect the student's layers to the loss again.",
+            None,
+            "look for detach(), no_grad(), .data or a conversion to numpy between these layers and the loss",
+        ),
+        yields_to=("numeric_overflow", "student_normalization"),
+    ),
+    Cause(
         id="frozen_parameters",
         group="optimisation",
         sentence="Layers that must learn are frozen.",
         screen=screens.either(screens.recorded("moved"), screens.from_finding("baseline.frozen")),
         experiment="probe:baseline.frozen",
         proof="gain",
-        fix=_fix_from("baseline.frozen", "Train all layers of the student."),
-        yields_to=("labels_shuffled", "labels_inverted_train"),
+        fix=_recorded(
+            "moved",
+            "Let every layer that should learn take part in your loop.",
+            "give the optimiser all of the student's parameters, with requires_grad on",
+            _fix_from("baseline.frozen", "Train all layers of the student."),
+        ),
+        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="lr_too_low",
@@ -320,8 +375,19 @@ CAUSES: tuple[Cause, ...] = (
         screen=screens.either(screens.recorded_step("low"), screens.lr("low")),
         experiment="probe:baseline.learning_rate",
         proof="gain",
-        fix=_fix_from("baseline.learning_rate", "Raise the learning rate."),
-        yields_to=("labels_shuffled", "labels_inverted_train", "frozen_parameters"),
+        fix=_recorded(
+            "update_ratio",
+            "Raise the learning rate of your loop.",
+            "look at the rate that the optimiser has, and at what schedules and groups make of it",
+            _fix_from("baseline.learning_rate", "Raise the learning rate."),
+        ),
+        yields_to=(
+            "student_normalization",
+            "detached_graph",
+            "labels_shuffled",
+            "labels_inverted_train",
+            "frozen_parameters",
+        ),
     ),
     Cause(
         id="lr_too_high",
@@ -330,8 +396,13 @@ CAUSES: tuple[Cause, ...] = (
         screen=screens.either(screens.recorded_step("high"), screens.lr("high")),
         experiment="probe:baseline.learning_rate",
         proof="gain",
-        fix=_fix_from("baseline.learning_rate", "Lower the learning rate."),
-        yields_to=("labels_shuffled", "labels_inverted_train"),
+        fix=_recorded(
+            "update_ratio",
+            "Lower the learning rate of your loop.",
+            "look at the rate that the optimiser has, and at what schedules and groups make of it",
+            _fix_from("baseline.learning_rate", "Lower the learning rate."),
+        ),
+        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="undertrained",
@@ -341,7 +412,14 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.undertrained",
         proof="gain",
         fix=_fix_from("baseline.undertrained", "Train longer."),
-        yields_to=("labels_shuffled", "labels_inverted_train", "frozen_parameters", "lr_too_low"),
+        yields_to=(
+            "student_normalization",
+            "detached_graph",
+            "labels_shuffled",
+            "labels_inverted_train",
+            "frozen_parameters",
+            "lr_too_low",
+        ),
     ),
     Cause(
         id="destructive_resize",
@@ -351,7 +429,7 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.resize",
         proof="gain",
         fix=_fix_from("baseline.resize", "Crop native pixels instead of resizing."),
-        yields_to=("labels_shuffled", "labels_inverted_train"),
+        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="student_batchnorm",
@@ -365,6 +443,7 @@ CAUSES: tuple[Cause, ...] = (
             None,
             "average the BatchNorm statistics over the train set once after training, or raise their momentum",
         ),
+        yields_to=("student_normalization", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="pooling_mismatch",
@@ -375,7 +454,13 @@ CAUSES: tuple[Cause, ...] = (
         ),
         experiment="probe:baseline.pooling",
         proof="gain",
-        fix=_fix_from("baseline.pooling", "Pool the patch logits in the way that ranks the images best."),
+        fix=_recorded(
+            "pooling",
+            "Pool the patch logits of your loop in the way that ranks the images best.",
+            "see symptoms.pooling for which one that is",
+            _fix_from("baseline.pooling", "Pool the patch logits in the way that ranks the images best."),
+        ),
+        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="split_shift",
@@ -406,19 +491,39 @@ CAUSES: tuple[Cause, ...] = (
         yields_to=(
             "labels_shuffled",
             "labels_inverted_train",
+            *UNHEARD_TEACHER,
             "teacher_domain_shift",
-            "teacher_weights_not_loaded",
         ),
     ),
     Cause(
         id="capacity",
         group="model",
-        sentence="The student cannot even overfit one batch.",
+        sentence="The student is too small: it cannot even overfit one batch.",
         screen=screens.capacity,
-        experiment=None,
-        proof="direct",
-        fix=_fix("Use a larger student.", None, "widen the student or choose a timm architecture"),
-        yields_to=("frozen_parameters", "lr_too_low", "lr_too_high"),
+        experiment="larger_student",
+        proof="gain",
+        fix=_fix("Use a larger student.", {"student": dict(LARGER_STUDENT)}),
+        yields_to=(
+            "student_normalization",
+            "detached_graph",
+            "frozen_parameters",
+            "lr_too_low",
+            "lr_too_high",
+        ),
+    ),
+    Cause(
+        id="too_little_data",
+        group="data",
+        sentence="There are too few training images: the student knows them and nothing else.",
+        screen=screens.too_little_data,
+        experiment="more_images",
+        proof="gain",
+        fix=_fix(
+            "Collect more training images of both classes.",
+            None,
+            "until then augment, or train fewer parameters, and judge the detector by its interval",
+        ),
+        yields_to=("labels_shuffled", "labels_inverted_train", "student_normalization", "frozen_parameters"),
     ),
     Cause(
         id="no_signal",
@@ -443,9 +548,9 @@ CAUSES: tuple[Cause, ...] = (
         proof="gain",
         fix=_fix("Centre the teacher's logits.", _patch(normalize="center")),
         yields_to=(
+            *UNHEARD_TEACHER,
             "teacher_domain_shift",
             "teacher_inverted",
-            "teacher_weights_not_loaded",
             "frozen_parameters",
         ),
     ),
@@ -456,11 +561,14 @@ CAUSES: tuple[Cause, ...] = (
         screen=screens.heavy_tail,
         experiment="arm:robust",
         proof="gain",
-        fix=_fix("Scale the teacher's logits by robust statistics.", _patch(normalize="robust")),
+        fix=_fix(
+            "Scale the teacher's logits by robust statistics, with a loss that is linear in large errors.",
+            _patch(normalize="robust", loss="huber"),
+        ),
         yields_to=(
+            *UNHEARD_TEACHER,
             "teacher_domain_shift",
             "teacher_inverted",
-            "teacher_weights_not_loaded",
             "offset_mismatch",
         ),
     ),
@@ -473,9 +581,9 @@ CAUSES: tuple[Cause, ...] = (
         proof="gain",
         fix=_fix("Standardise the teacher's logits.", _patch(normalize="standardize")),
         yields_to=(
+            *UNHEARD_TEACHER,
             "teacher_domain_shift",
             "teacher_inverted",
-            "teacher_weights_not_loaded",
             "offset_mismatch",
             "heavy_tailed_teacher",
         ),
@@ -489,9 +597,9 @@ CAUSES: tuple[Cause, ...] = (
         proof="gain",
         fix=_fix_from("distillation.best_arm", "Lower alpha_distill."),
         yields_to=(
+            *UNHEARD_TEACHER,
             "teacher_domain_shift",
             "teacher_inverted",
-            "teacher_weights_not_loaded",
             "teacher_preprocessing",
             "offset_mismatch",
             "heavy_tailed_teacher",
