@@ -68,6 +68,13 @@ def _fix_from(finding_id: str, text: str, *actions: str) -> Callable[[Case], Fix
     return fix
 
 
+def _recorded(name: str, text: str, action: str, otherwise: Callable[[Case], Fix]) -> Callable[[Case], Fix]:
+    """A fix by hand in the user's code where the recording shows the cause, `otherwise` the usual one."""
+    return lambda case: (
+        Fix(text, None, (action,)) if case.says(f"symptoms.{name}", "yes") else otherwise(case)
+    )
+
+
 def _data_file(finding_id: str, text: str, *actions: str) -> Callable[[Case], Fix]:
     """A fix by hand that names the list of files which a step wrote (the finding's `data.file`)."""
 
@@ -89,6 +96,15 @@ UNHEARD_TEACHER = (
     "teacher_stale_cache",
 )
 """With one of these the teacher was never really asked: what its scores seem to say needs no further cause."""
+
+SPOILED = (
+    "corrupt_images",
+    "student_normalization",
+    "detached_graph",
+    "labels_shuffled",
+    "labels_inverted_train",
+)
+"""With one of these no training can go well: what other settings change needs no further cause."""
 
 CAUSES: tuple[Cause, ...] = (
     Cause(
@@ -128,6 +144,64 @@ CAUSES: tuple[Cause, ...] = (
             "re-encode both classes alike (same codec, quality, chroma subsampling, size)",
             "judge the detector only on images that were saved alike",
         ),
+    ),
+    Cause(
+        id="evaluation_bug",
+        group="model",
+        sentence="Your loop reports another AUC than its own validation scores have.",
+        screen=screens.recorded("evaluation", needs_harm=False),
+        experiment=None,
+        proof="direct",
+        fix=_fix(
+            "Repair the evaluation: rank the raw logits against their own labels.",
+            None,
+            "gather logits and labels in the same loop, then take the rank AUC of the float64 logits",
+        ),
+    ),
+    Cause(
+        id="stale_checkpoint",
+        group="model",
+        sentence="Older weights than the trained ones are evaluated.",
+        screen=screens.recorded("checkpoint", needs_harm=False),
+        experiment=None,
+        proof="direct",
+        fix=_fix(
+            "Evaluate the network that was just trained.",
+            None,
+            "check which object and which file the validation loads, and when it is written",
+        ),
+    ),
+    Cause(
+        id="numeric_overflow",
+        group="optimisation",
+        sentence="The recorded training is lost to numbers that are not finite.",
+        screen=screens.recorded("overflow"),
+        experiment=None,
+        proof="direct",
+        fix=_fix(
+            "Train in fp32 or bf16, and take losses from logits.",
+            None,
+            "replace fp16 by bf16 or fp32, log(sigmoid(x)) by the with-logits losses",
+            "clip gradients or lower the learning rate if it happens in fp32",
+        ),
+    ),
+    Cause(
+        id="loss_sign",
+        group="loss",
+        sentence="A loss enters with the wrong sign: each step makes it worse.",
+        screen=screens.recorded("loss_sign"),
+        experiment=None,
+        proof="direct",
+        fix=_fix("Turn the sign of that loss.", None, "look at the line that adds up the total loss"),
+    ),
+    Cause(
+        id="loss_reduction",
+        group="loss",
+        sentence="A loss is summed over patches or batch in place of averaged, and outweighs the other.",
+        screen=screens.recorded("loss_reduction"),
+        experiment=None,
+        proof="direct",
+        fix=_fix("Average that loss.", None, 'set reduction="mean", or divide by the number of patches'),
     ),
     Cause(
         id="student_normalization",
@@ -272,17 +346,17 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         id="wrong_activation",
         group="loss",
-        sentence="The teacher's output went through a sigmoid; the distillation needs raw logits.",
-        screen=screens.wrong_activation,
+        sentence="A loss takes the output of a sigmoid where it needs raw logits.",
+        screen=screens.either(screens.recorded("activation"), screens.wrong_activation),
         experiment=None,
         proof="direct",
-        fix=_fix("Distil raw logits.", None, "remove the sigmoid from the teacher's output"),
+        fix=_fix("Give the losses raw logits.", None, "remove the sigmoid before the loss"),
     ),
     Cause(
         id="detached_graph",
         group="optimisation",
         sentence="Part of the student is cut off from the loss: no gradient arrives there.",
-        screen=screens.detached_graph,
+        screen=screens.either(screens.recorded("gradient_reach"), screens.detached_graph),
         experiment=None,
         proof="direct",
         fix=_fix(
@@ -290,42 +364,39 @@ CAUSES: tuple[Cause, ...] = (
             None,
             "look for detach(), no_grad(), .data or a conversion to numpy between these layers and the loss",
         ),
-        yields_to=(
-            "corrupt_images",
-            "student_normalization",
-        ),
+        yields_to=("corrupt_images", "numeric_overflow", "student_normalization"),
     ),
     Cause(
         id="frozen_parameters",
         group="optimisation",
         sentence="Layers that must learn are frozen.",
-        screen=screens.from_finding("baseline.frozen"),
+        screen=screens.either(screens.recorded("moved"), screens.from_finding("baseline.frozen")),
         experiment="probe:baseline.frozen",
         proof="gain",
-        fix=_fix_from("baseline.frozen", "Train all layers of the student."),
-        yields_to=(
-            "corrupt_images",
-            "student_normalization",
-            "detached_graph",
-            "labels_shuffled",
-            "labels_inverted_train",
+        fix=_recorded(
+            "moved",
+            "Let every layer that should learn take part in your loop.",
+            "give the optimiser all of the student's parameters, with requires_grad on",
+            _fix_from("baseline.frozen", "Train all layers of the student."),
         ),
+        yields_to=SPOILED,
         rival=True,
     ),
     Cause(
         id="lr_too_low",
         group="optimisation",
         sentence="The learning rate is too low for this budget.",
-        screen=screens.lr("low"),
+        screen=screens.either(screens.recorded_step("low"), screens.lr("low")),
         experiment="probe:baseline.learning_rate",
         proof="gain",
-        fix=_fix_from("baseline.learning_rate", "Raise the learning rate."),
+        fix=_recorded(
+            "update_ratio",
+            "Raise the learning rate of your loop.",
+            "look at the rate that the optimiser has, and at what schedules and groups make of it",
+            _fix_from("baseline.learning_rate", "Raise the learning rate."),
+        ),
         yields_to=(
-            "corrupt_images",
-            "student_normalization",
-            "detached_graph",
-            "labels_shuffled",
-            "labels_inverted_train",
+            *SPOILED,
             "frozen_parameters",
         ),
         rival=True,
@@ -334,17 +405,16 @@ CAUSES: tuple[Cause, ...] = (
         id="lr_too_high",
         group="optimisation",
         sentence="The learning rate is too high: the loss does not settle.",
-        screen=screens.lr("high"),
+        screen=screens.either(screens.recorded_step("high"), screens.lr("high")),
         experiment="probe:baseline.learning_rate",
         proof="gain",
-        fix=_fix_from("baseline.learning_rate", "Lower the learning rate."),
-        yields_to=(
-            "corrupt_images",
-            "student_normalization",
-            "detached_graph",
-            "labels_shuffled",
-            "labels_inverted_train",
+        fix=_recorded(
+            "update_ratio",
+            "Lower the learning rate of your loop.",
+            "look at the rate that the optimiser has, and at what schedules and groups make of it",
+            _fix_from("baseline.learning_rate", "Lower the learning rate."),
         ),
+        yields_to=SPOILED,
         rival=True,
     ),
     Cause(
@@ -356,11 +426,7 @@ CAUSES: tuple[Cause, ...] = (
         proof="gain",
         fix=_fix_from("baseline.undertrained", "Train longer."),
         yields_to=(
-            "corrupt_images",
-            "student_normalization",
-            "detached_graph",
-            "labels_shuffled",
-            "labels_inverted_train",
+            *SPOILED,
             "frozen_parameters",
             "lr_too_low",
         ),
@@ -374,13 +440,7 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.resize",
         proof="gain",
         fix=_fix_from("baseline.resize", "Crop native pixels instead of resizing."),
-        yields_to=(
-            "corrupt_images",
-            "student_normalization",
-            "detached_graph",
-            "labels_shuffled",
-            "labels_inverted_train",
-        ),
+        yields_to=SPOILED,
         rival=True,
     ),
     Cause(
@@ -402,19 +462,18 @@ CAUSES: tuple[Cause, ...] = (
         id="pooling_mismatch",
         group="model",
         sentence="The pooling of the patch logits hides what the student knows.",
-        screen=screens.pooling_mismatch,
+        screen=screens.either(screens.recorded("pooling"), screens.pooling_mismatch),
         experiment="other_pooling",
         proof="gain",
-        fix=lambda case: Fix(
-            "Pool the patch logits in the way that ranks the images best.", screens.pooling_patch(case)
+        fix=_recorded(
+            "pooling",
+            "Pool the patch logits of your loop in the way that ranks the images best.",
+            "see symptoms.pooling for which one that is",
+            lambda case: Fix(
+                "Pool the patch logits in the way that ranks the images best.", screens.pooling_patch(case)
+            ),
         ),
-        yields_to=(
-            "corrupt_images",
-            "student_normalization",
-            "detached_graph",
-            "labels_shuffled",
-            "labels_inverted_train",
-        ),
+        yields_to=SPOILED,
         rival=True,
     ),
     Cause(

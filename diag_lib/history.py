@@ -1,7 +1,8 @@
 """What did the user's own training write down? One table of epochs, whatever the file it comes from.
 
 Read are the two-stage script's JSON (lists `stage, train_loss, train_distill_loss, train_task_loss, val_loss,
-val_acc, val_auc`), JSON or JSONL with one record an epoch, CSV, and TensorBoard events. Nothing is unpickled.
+val_acc, val_auc`), JSON or JSONL with one record an epoch, recordings of `TrainingRecorder`, CSV, and TensorBoard
+events. Nothing is unpickled.
 """
 
 import csv
@@ -9,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from diag_lib.errors import UserError
+from diag_lib.recording import Recording, epoch_rows, is_recording, read_recording
 
 COLUMNS = ("stage", "train_loss", "train_distill_loss", "train_task_loss", "val_loss", "val_acc", "val_auc")
 """The guide's lists, in its order."""
@@ -31,14 +33,15 @@ _PICKLES = (b"\x80", b"PK\x03\x04", b"(dp", b"\x1f\x8b")  # pickle protocols 2+ 
 class History:
     """One row an epoch: `epoch` (1, 2, ...) and the guide's columns as float64, NaN where nothing is known.
 
-    `source` is the file's name without its folder; `kind` is json, jsonl, csv, tensorboard or arm; `notes`
-    say what was interpreted on the way.
+    `source` is the file's name without its folder; `kind` is json, jsonl, recorder, csv, tensorboard or arm;
+    `notes` say what was interpreted on the way; `recording` holds all that a `TrainingRecorder` wrote.
     """
 
     epochs: pd.DataFrame
     source: str
     kind: str
     notes: tuple[str, ...] = ()
+    recording: Recording | None = None
 
     def __len__(self) -> int:
         return len(self.epochs)
@@ -72,6 +75,8 @@ def read_history(path: str | Path) -> History:
     if path.is_dir() or "tfevents" in path.name:
         return _checked(*_from_tensorboard(path), path.name or str(path), "tensorboard")
     text = _text(path)
+    if is_recording(text):
+        return _from_recording(text, path.name)
     kind = _kind(path, text)
     rows_or_lists, notes = {"json": _from_json, "jsonl": _from_jsonl, "csv": _from_csv}[kind](text, path.name)
     return _checked(rows_or_lists, notes, path.name, kind)
@@ -229,6 +234,17 @@ def _from_jsonl(text: str, source: str) -> tuple[dict[str, list[Any]], list[str]
             notes.append("the last line is cut off and was left out")
     lists, more = _from_records(records, source)
     return lists, notes + more
+
+
+def _from_recording(text: str, source: str) -> History:
+    recording = read_recording(text, source)
+    rows, notes = epoch_rows(recording)
+    if not rows:
+        raise UserError(f"history {source}: the recording holds no step yet; let the training run a little")
+    lists = {name: [row.get(name) for row in rows] for name in ("epoch", *COLUMNS)}
+    lists = {name: column for name, column in lists.items() if any(v is not None for v in column)}
+    picked = _pick(lists, source, notes)
+    return replace(_checked(picked, (*notes, *recording.notes), source, "recorder"), recording=recording)
 
 
 def _from_records(records: Sequence[Any], source: str) -> tuple[dict[str, list[Any]], list[str]]:

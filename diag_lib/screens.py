@@ -31,15 +31,22 @@ OPTIMISATION = ("baseline.learning_rate", "baseline.frozen", "baseline.undertrai
 MATERIAL_GAIN = 0.02
 """An intervention counts when its paired gain is at least this AUC and its interval is above zero."""
 
+RECORDED_LOSS = 0.05
+"""How far a recorded training must end below the same settings trained here, interval from interval, to have failed."""
+
 
 @dataclass(frozen=True)
 class Suspicion:
-    """The evidence fits. `weak`: a needed answer is still undecided, `needs` says what would decide it."""
+    """The evidence fits. `weak`: a needed answer is still undecided, `needs` says what would decide it.
+
+    `direct`: the recording of the user's own training shows the cause itself, no experiment needs to.
+    """
 
     because: str
     evidence: tuple[str, ...]
     weak: bool = False
     needs: Mapping[str, int] = field(default_factory=dict)
+    direct: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,26 @@ class Case:
         if arm.ci[0] > self.limits.baseline_auc:
             return True
         return False if arm.ci[1] < self.limits.baseline_auc else None
+
+    @property
+    def recording_fails(self) -> bool | None:
+        """Whether the recorded training ends without signal, or clearly below the workbook's own status quo.
+
+        None: undecided, unknown, or nothing was recorded.
+        """
+        found, ours = self.finding("symptoms.auc_at_chance"), self.arms.get("status_quo")
+        if found is None or self.finding("symptoms.evaluation") is None:
+            return None
+        if found.data.get("undefined") is True:
+            return True
+        low, high = found.ci or (found.value, found.value)
+        if low is None or high is None:
+            return None
+        if high < self.limits.baseline_auc:
+            return True
+        if ours is not None and ours.defined and ours.ci[0] - high > RECORDED_LOSS:
+            return True
+        return False if low > self.limits.baseline_auc else None
 
 
 Screen = Callable[[Case], Suspicion | RuledOut | None]
@@ -541,3 +568,51 @@ def weight_too_high(case: Case) -> Suspicion | RuledOut | None:
     return RuledOut(
         f"BCE only ({baseline.value:.2f}) is not better than the status quo ({status_quo.value:.2f})"
     )
+
+
+# --- the user's own loop, as recorded ------------------------------------------------------------------------
+
+
+def recorded(name: str, *, needs_harm: bool = True) -> Screen:
+    """The screen of a slip in the code of the recorded loop, from the finding `symptoms.<name>`.
+
+    `needs_harm`: what the finding shows is a cause only if the recorded training fails; some people want it so.
+    """
+
+    def screen(case: Case) -> Suspicion | RuledOut | None:
+        found = case.finding(f"symptoms.{name}")
+        if found is None or found.answer == "undecided":
+            return None
+        if found.answer == "no":
+            return RuledOut(found.message)
+        fails = case.recording_fails if needs_harm else True
+        if fails is False:
+            return RuledOut(f"{found.message} But the recorded training learns all the same.")
+        evidence = (found.id, "symptoms.auc_at_chance")
+        return Suspicion(found.message, evidence, weak=fails is None, direct=bool(fails))
+
+    return screen
+
+
+def either(own: Screen, other: Screen) -> Screen:
+    """A suspicion of the first screen if it has one, else what the second says (or the first, if it says nothing)."""
+
+    def screen(case: Case) -> Suspicion | RuledOut | None:
+        first, second = own(case), other(case)
+        return first if isinstance(first, Suspicion) else second or first
+
+    return screen
+
+
+def recorded_step(direction: Literal["low", "high"]) -> Screen:
+    """Steps of the recorded training that are far off, where the same settings learn here: another learning rate."""
+
+    def screen(case: Case) -> Suspicion | RuledOut | None:
+        found = case.finding("symptoms.update_ratio")
+        if found is None or found.data.get("direction") != direction:
+            return None
+        proven = case.status_quo_learns and case.recording_fails is True
+        evidence = (found.id, "symptoms.auc_at_chance")
+        return Suspicion(found.message, evidence, direct=True) if proven else None
+
+    return screen

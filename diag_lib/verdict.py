@@ -148,7 +148,8 @@ def _decide(trials: Trials, missing: tuple[str, ...]) -> VerdictResult:
             text = f"{suspicion.because}; not tested, since {established[0]} is established"
             undecided.append(Open(cause.id, text, suspicion.needs))
         else:
-            proof = trials.experiment(cause.experiment) if cause.experiment else None
+            shown = cause.experiment is None or suspicion.direct
+            proof = None if shown else trials.experiment(str(cause.experiment))
             tried.append((cause, suspicion, proof))
     judged = _strongest_rival(_judged(tried, case), case)
     named = [found for found in judged if isinstance(found, NamedCause)]
@@ -248,13 +249,13 @@ def _judge(
             suspicion.because,
             tuple(finding_id for finding_id in suspicion.evidence if case.finding(finding_id)),
             cause.fix(case),
-            "gain" if cause.proof == "direct" and proof is not None and not proof.direct else cause.proof,
+            _kind(cause, suspicion, proof),
             proof,
             cause.equivalent,
             cause.told_apart_by,
         )
 
-    if cause.experiment is None:
+    if cause.experiment is None or suspicion.direct:
         return Open(cause.id, suspicion.because, suspicion.needs) if suspicion.weak else name("established")
     if proof is None:
         return Open(cause.id, f"{suspicion.because}; its experiment was not run", suspicion.needs)
@@ -270,6 +271,13 @@ def _judge(
             cause.id, f"{suspicion.because}; {proof.sentence()}", {**_images_for(proof), **suspicion.needs}
         )
     return name("likely")
+
+
+def _kind(cause: Cause, suspicion: Suspicion, proof: Comparison | None) -> str:
+    """The kind of proof that there is: a recording shows directly what else an experiment has to."""
+    if suspicion.direct:
+        return "direct"
+    return "gain" if cause.proof == "direct" and proof is not None and not proof.direct else cause.proof
 
 
 def _effect(cause: Cause, proof: Comparison, p: float, case: Case) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 
 from diag_lib.demo.dataset import Alter, Recipe, build
 from diag_lib.errors import UserError
-from diag_lib.faults import images, weights
+from diag_lib.faults import images, loops, weights
+from diag_lib.faults.loops import Loop
 from diag_lib.faults.weights import Change, State
 from diag_lib.resources import teachers_dir
 from diag_lib.settings import load
@@ -44,7 +45,8 @@ class Fault:
 
     around : settings and recipe that belong to the scene, with or without the fault. settings : the fault's
     own settings; recipe : changed fields of `Recipe`; alter : changes the finished dataset; teacher : changes
-    the good teacher's weights.
+    the good teacher's weights; loop : a training loop with a mistake in its code, whose recording is the
+    `history`. cause : the cause that should be named, if it has another id.
     """
 
     id: str
@@ -55,6 +57,8 @@ class Fault:
     teacher: Change | None = None
     around: Overrides = field(default_factory=dict)
     around_recipe: Overrides = field(default_factory=dict)
+    loop: Loop | None = None
+    cause: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,17 @@ class Prepared:
     root: Path
     overrides: dict[str, Any]
 
+
+# No teacher, so that nothing hides a mistake in the task loss; or one that knows nothing, kept in its place.
+LABELS_ALONE: Overrides = {
+    "training.distillation.alpha_distill": 0.0,
+    "training.distillation.alpha_task": 1.0,
+}
+QUIET_STRANGER: Overrides = {
+    "teacher.weights": "demo-foreign",
+    "training.distillation.alpha_distill": 0.001,
+    "training.distillation.alpha_task": 0.999,
+}
 
 _SAME_SPLITS = ("train", "val")
 
@@ -252,6 +267,60 @@ FAULTS: dict[str, Fault] = {
             settings={"student.trainable_s1": ["fc"], "student.trainable_s2": ["fc"]},
         ),
         Fault("undertrained", "one epoch", settings={"training.epochs_s1": 0, "training.epochs_s2": 1}),
+        # in the code of the user's own loop
+        Fault(
+            "evaluation_bug",
+            "the loop's evaluation shuffles the scores against the labels",
+            loop=Loop(scored=loops.shuffled),
+        ),
+        Fault(
+            "stale_checkpoint",
+            "the loop evaluates a copy of the network that is never updated",
+            loop=Loop(evaluated=lambda now, start: start),
+        ),
+        Fault(
+            "numeric_overflow",
+            "the loop takes the BCE of fp16 probabilities",
+            loop=Loop(task=loops.half_precision_bce),
+        ),
+        Fault(
+            "detached_loop",
+            "the loop's network detaches the features before its head",
+            loop=Loop(wired=loops.detach_features),
+            around=LABELS_ALONE,
+            cause="detached_graph",
+        ),
+        Fault(
+            "loss_sign",
+            "the loop subtracts the distillation loss",
+            loop=Loop(distill=loops.negated_mse),
+        ),
+        Fault(
+            "loss_reduction",
+            "the loop sums the distillation loss over all patches",
+            loop=Loop(distill=loops.summed_mse),
+            around=QUIET_STRANGER,
+        ),
+        Fault(
+            "head_only_optimizer",
+            "the loop gives its optimiser the head alone",
+            loop=Loop(optimised=loops.only_the_head),
+            around=LABELS_ALONE,
+            cause="frozen_parameters",
+        ),
+        Fault(
+            "slow_loop",
+            "the loop's learning rate is 1,000 times below the settings'",
+            loop=Loop(rate=1e-3),
+            cause="lr_too_low",
+        ),
+        Fault(
+            "wild_loop",
+            "the loop's learning rate is 1,000 times above the settings'",
+            loop=Loop(rate=1e3),
+            around=LABELS_ALONE,
+            cause="lr_too_high",
+        ),
     )
 }
 
@@ -295,6 +364,10 @@ def prepare(
         overrides["training.seed"] = load("demo").training.seed + seed
     if fault.teacher is not None and not repaired:
         overrides["teacher.weights"] = str(_write_teacher(fault.teacher, root))
+    if fault.loop is not None:
+        recording = root.with_name(f"{root.name}-training.jsonl")
+        loops.train(load("demo", overrides), Loop() if repaired else fault.loop, recording)
+        overrides["history"] = str(recording)
     return Prepared(fault.id, root, overrides)
 
 
@@ -321,6 +394,7 @@ def combined(first: Fault, second: Fault) -> Fault:
         teacher=teacher if first.teacher or second.teacher else None,
         around={**first.around, **second.around},
         around_recipe={**first.around_recipe, **second.around_recipe},
+        loop=second.loop or first.loop,
     )
 
 

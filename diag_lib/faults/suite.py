@@ -24,6 +24,7 @@ from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS, RunFolder
 from diag_lib.faults.controls import CONTROLS
 from diag_lib.faults.inject import FAULTS, Fault, combined, find, prepare
+from diag_lib.faults.loops import reported_auc
 from diag_lib.settings import load
 from diag_lib.statistics import auc_difference_unpaired
 
@@ -94,7 +95,7 @@ def plan(suite: str, causes: Sequence[str] | None, seeds: Sequence[int]) -> list
     if suite not in ("quick", "full"):
         raise UserError(f"suite {suite!r} does not exist; choose quick or full")
     ids = causes or (QUICK if suite == "quick" else [name for name in FAULTS if name != "healthy"])
-    faults: list[tuple[Fault, tuple[str, ...]]] = [(find(name), (name,)) for name in ids]
+    faults: list[tuple[Fault, tuple[str, ...]]] = [(find(name), (find(name).cause or name,)) for name in ids]
     if not causes:
         faults += [(control, ()) for control in (QUICK_CONTROLS if suite == "quick" else CONTROLS)]
         if suite == "full":
@@ -137,6 +138,8 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
 def _harm(case: Case, settings: Any, single: dict[str, Any], run: RunFolder, home: Path) -> dict[str, Any]:
     """What the injection does to the reported AUC, against the same scene without it."""
     scene = prepare(case.fault, home / "data", seed=case.seed, repaired=True, recipe=SMALL)
+    if case.fault.loop is not None:
+        return _loop_harm(Path(settings.history), Path(scene.overrides["history"]))
     repaired = load("demo", {**scene.overrides, **single})
     clean = training.train_arms(repaired, RunFolder(home / "repaired"), ["status_quo"], progress=False)
     faulty = training.train_arms(settings, run, ["status_quo"], progress=False)
@@ -151,6 +154,18 @@ def _harm(case: Case, settings: Any, single: dict[str, Any], run: RunFolder, hom
         }
     delta = difference.delta if set(case.expected) & FLATTERING else -difference.delta
     return {"kills": delta > 0 and difference.p < 0.05, "delta": delta, "p": difference.p}
+
+
+def _loop_harm(faulty: Path, clean: Path) -> dict[str, Any]:
+    """What a mistake in a recorded loop does to the AUC that the loop reports, against the loop without it."""
+    before, after = (reported_auc(path) for path in (clean, faulty))
+    difference = auc_difference_unpaired(before, after)
+    collapsed = before.defined and not after.defined
+    return {
+        "kills": collapsed or (difference.delta < 0 and difference.p < 0.05),
+        "delta": None if collapsed else -difference.delta,
+        "p": None if collapsed else difference.p,
+    }
 
 
 def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

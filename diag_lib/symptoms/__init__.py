@@ -2,7 +2,7 @@
 
 from diag_lib.symptoms.checks import LN2, NAMES
 from diag_lib.symptoms.curves import Curve, describe
-from diag_lib.symptoms.step import SymptomsResult, curve_table, diagnose, next_step, run
+from diag_lib.symptoms.step import SymptomsResult, curve_table, diagnose, next_step, recorded_findings, run
 
 __all__ = [
     "LN2",
@@ -13,5 +13,6 @@ __all__ = [
     "describe",
     "diagnose",
     "next_step",
+    "recorded_findings",
     "run",
 ]

@@ -136,7 +136,7 @@ def _auc_at_chance(case: Case) -> Finding:
     best = (
         f"best epoch {curve.best:.3f}, which flatters: the last one counts" if curve.kind != "unknown" else ""
     )
-    data = {"best": curve.best, "best_epoch": curve.epoch, "last": curve.last}
+    data: dict[str, float | bool] = {"best": curve.best, "best_epoch": curve.epoch, "last": curve.last}
     if case.auc is not None and case.auc.defined:
         a = case.auc
         answer = answer_below(a.ci, threshold)
@@ -154,6 +154,7 @@ def _auc_at_chance(case: Case) -> Finding:
     value, answer = _mean(late), _all(late, lambda auc: auc < threshold)
     if case.auc is not None:
         text = "The student's validation scores are all equal or not finite: there is no AUC, not even .5."
+        data["undefined"] = True
     elif value is None:
         text = "The history holds no validation AUC at its end."
     else:

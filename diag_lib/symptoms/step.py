@@ -15,7 +15,9 @@ from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.history import History, from_lists, read_history
 from diag_lib.settings import Settings
 from diag_lib.statistics import Auc
+from diag_lib.symptoms import code, flow
 from diag_lib.symptoms.checks import CHECKS, NAMES, Case, guide, shares, weights
+from diag_lib.symptoms.code import Log
 from diag_lib.symptoms.curves import Curve, describe
 
 STATUS_QUO = "status_quo"
@@ -26,8 +28,9 @@ class SymptomsResult:
     """What step 00 read from the history.
 
     `curves` has one entry a column of the history; `shares` one row an epoch: `distill` and `task`, the parts of
-    the weighted loss (NaN where unknown); `alpha` are the weights used for it. `auc` is that of the status-quo arm
-    with its interval, None for a history file, which does not say how many images stand behind its AUC. `summary`
+    the weighted loss (NaN where unknown); `alpha` are the weights used for it. `auc` is that of the status-quo arm,
+    or of a recording's last validation logits, with its interval; None for any other history file, which does not
+    say how many images stand behind its AUC. `summary`
     is the sentence to take away: what is broken, else whether the guide's symptom is there.
     """
 
@@ -65,7 +68,15 @@ def run(settings: Settings, run_dir: RunFolder | Path | str, *, progress: bool =
 
 
 def diagnose(history: History, settings: Settings, auc: Auc | None = None) -> SymptomsResult:
-    """What a history shows; nothing is written. `auc` is the last epoch's with its interval, where known."""
+    """What a history shows; nothing is written. `auc` is the last epoch's with its interval, where known.
+
+    A recording brings its own, from its last validation logits.
+    """
+    log = None
+    if history.recording is not None:
+        scores = history.recording.last_scores()
+        auc = auc if auc is not None or scores is None else scores.auc()
+        log = Log(history.recording, settings, auc)
     d = settings.training.distillation
     adds_up, implied = weights(history, d.alpha_distill, d.alpha_task)
     alpha = (d.alpha_distill, d.alpha_task) if implied is None else (implied, 1 - implied)
@@ -75,7 +86,8 @@ def diagnose(history: History, settings: Settings, auc: Auc | None = None) -> Sy
     }
     case = Case(history, curves, settings, shares(history, *alpha), adds_up, implied, auc)
     findings = [check(case) for check in CHECKS]
-    findings.insert(0, guide(case, {finding.id: finding for finding in findings}))
+    recorded = [check(log) for check in (*code.CHECKS, *flow.CHECKS)] if log is not None else []
+    findings = [guide(case, {finding.id: finding for finding in findings}), *recorded, *findings]
     content = history.epochs.to_json(double_precision=15).encode()
     inputs = {"history": hashlib.sha256(content).hexdigest(), "source": history.kind}
     evidence = Evidence("symptoms", findings, _numbers(case), inputs)
@@ -83,6 +95,12 @@ def diagnose(history: History, settings: Settings, auc: Auc | None = None) -> Sy
         (finding.message for finding in findings if finding.severity == "error"), findings[0].message
     )
     return SymptomsResult(history, curves, case.shares, alpha, auc, evidence, settings, summary)
+
+
+def recorded_findings(result: SymptomsResult) -> list[Finding]:
+    """What the recorder saw inside the loop; none for a history that is no recording."""
+    own = {f"symptoms.{check.__name__}" for check in (*code.CHECKS, *flow.CHECKS)}
+    return [finding for finding in result.evidence.findings if finding.id in own]
 
 
 def curve_table(result: SymptomsResult) -> pd.DataFrame:
