@@ -28,8 +28,12 @@ _WEIGHTS = (19595, 38470, 7471)  # ITU-R 601 luma, in 1/65536
 
 def thumbnail(pixels: Pixels) -> Thumbnails:
     """The gray thumbnail uint8 (16, 17) of an (H, W, 3) image, antialiased."""
-    gray = Image.fromarray(pixels).convert("L")
-    return np.asarray(gray.resize(THUMBNAIL_SHAPE[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0))
+    return small(Image.fromarray(pixels).convert("L"))
+
+
+def small(gray: Image.Image, box: tuple[int, int, int, int] | None = None) -> Thumbnails:
+    """The thumbnail uint8 (16, 17) of an 8-bit gray image, or of its part `box` (left, top, right, bottom)."""
+    return np.asarray(gray.resize(THUMBNAIL_SHAPE[::-1], Image.Resampling.BILINEAR, box, reducing_gap=3.0))
 
 
 def difference_hash(thumbnails: Thumbnails) -> npt.NDArray[np.uint16]:
