@@ -110,7 +110,7 @@ def test_only_new_files_are_measured_again(tmp_path: Path, monkeypatch: pytest.M
     root = make(tmp_path / "data", each=4)
     seen: list[str] = []
     real = scan.measure
-    monkeypatch.setattr(scan, "measure", lambda file: (seen.append(file), real(file))[1])
+    monkeypatch.setattr(scan, "measure", lambda file, fitting: (seen.append(file), real(file, fitting))[1])
     first = audited(root)
     assert len(seen) == 16
     texture(999).save(root / "val/real/new.png")
@@ -126,7 +126,7 @@ def test_only_new_files_are_measured_again(tmp_path: Path, monkeypatch: pytest.M
 
 def test_processes_give_what_one_thread_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make(tmp_path / "data", each=3)
-    files = [str(path) for path in sorted(root.rglob("*.png"))]
+    files = [(str(path), None) for path in sorted(root.rglob("*.png"))]
     alone = scan.over_files(scan.measure, files, 1, "")
     monkeypatch.setattr(scan, "IN_PROCESS", 0)
     pd.testing.assert_frame_equal(

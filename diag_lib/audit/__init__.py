@@ -21,7 +21,7 @@ from diag_lib.audit import (
     shortcuts,
 )
 from diag_lib.audit.part import Case, Part
-from diag_lib.audit.scan import sample_of, scan_all, scan_sample
+from diag_lib.audit.scan import Fitting, in_sample, scan_images
 from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.images import ImageTable, read_table
 from diag_lib.images.store import worker_count
@@ -86,19 +86,16 @@ def run(settings: Settings, run_dir: str | Path | RunFolder, *, progress: bool =
 def measured(settings: Settings, run: RunFolder, table: ImageTable, progress: bool) -> Case:
     """Scan all images (files known from an earlier run of this folder are not opened), and a sample in depth."""
     workers = worker_count(settings)
-    frame = scan_all(table.frame, run.artifact("audit.parquet"), workers=workers, progress=progress)
-    readable = frame[frame["reason"] == ""]
-    # "file" stays `object`: pandas' own strings cannot hold the undecodable bytes of a name.
-    readable = readable.drop(columns="file").infer_objects().assign(file=readable["file"])
-    data = settings.dataset
-    sample = scan_sample(
-        sample_of(readable, settings.training.seed),
-        run.artifact("audit_sample.parquet"),
-        data.resize,
-        data.image_size,
+    frame, sample = scan_images(
+        table.frame,
+        in_sample(table.frame, settings.training.seed),
+        (run.artifact("audit.parquet"), run.artifact("audit_sample.parquet")),
+        Fitting(settings.dataset.resize, settings.dataset.image_size),
         workers=workers,
         progress=progress,
     )
+    # "file" stays `object`: pandas' own strings cannot hold the undecodable bytes of a name.
+    sample = sample.drop(columns="file").infer_objects().assign(file=sample["file"])
     return Case(settings, run, frame, sample, table.notes, table.curated)
 
 

@@ -8,7 +8,7 @@ file identity (path, size, modification time).
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,53 +46,66 @@ SAMPLE_COLUMNS = ("mean", "square", "high_frequency", "spectral_slope", "lost", 
 Row = dict[str, Any]
 
 
-def scan_all(rows: pd.DataFrame, cache: Path, *, workers: int, progress: bool) -> pd.DataFrame:
-    """`rows` (columns of `ImageTable.frame`) with `COLUMNS` added; `cache` is read and rewritten."""
-    return _incremental(
-        rows, cache, COLUMNS, str(SCAN_VERSION), measure, (), workers, "Reading images" * progress
-    )
+class Fitting(NamedTuple):
+    """How images are fitted to the network's square: `dataset.resize` and `dataset.image_size`."""
+
+    mode: str
+    size: int
 
 
-def _incremental(
+def scan_images(
     rows: pd.DataFrame,
-    cache: Path,
-    columns: Sequence[str],
-    version: str,
-    work: Callable[..., Row],
-    options: tuple[Any, ...],
+    sampled: npt.NDArray[np.bool_],
+    caches: tuple[Path, Path],
+    fitting: Fitting,
+    *,
     workers: int,
-    title: str,
-) -> pd.DataFrame:
-    """`rows` with `columns` added: from the cache of the same version, else by `work(file, *options)`."""
-    names = identities(rows)
-    known = _read(cache, columns, version)
-    todo = [i for i, name in enumerate(names) if name not in known.index]
-    if todo:
-        files = rows["file"].tolist()
-        measured = over_files(work, [files[i] for i in todo], workers, title, *options)
-        new = pd.DataFrame(measured, columns=list(columns), index=[names[i] for i in todo])
-        known = new if known.empty else pd.concat([known, new])
-        known = known[~known.index.duplicated(keep="last")]
-    found = known.loc[names].reset_index(names="identity")
-    left = rows.drop(columns=["file", "identity"], errors="ignore").reset_index(drop=True)
-    table = pd.concat([left, found], axis=1)
-    if todo or len(table) != len(known):
-        write_parquet(table.assign(version=version), cache)
-    # `object`, not pandas' own strings: those cannot hold the undecodable bytes of a file name.
-    return table.assign(file=pd.Series(rows["file"].tolist(), index=table.index, dtype="object"))
+    progress: bool,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`rows` (columns of `ImageTable.frame`) with `COLUMNS`, and the readable `sampled` ones with `SAMPLE_COLUMNS` too.
 
-
-def sample_of(frame: pd.DataFrame, seed: int, size: int = SAMPLE) -> pd.DataFrame:
-    """At most `size` rows, drawn evenly from every (split, label), train before val before test.
-
-    A row is drawn by a hash of (seed, path), so that new files displace few of those drawn before. What a small
-    group leaves goes to the larger ones.
+    Files that both caches know are not opened; the caches are rewritten when something is new or gone.
     """
-    keys = path_keys(frame["path"].tolist(), seed)
-    group = pd.Series(keys).groupby([frame["split"].to_numpy(), frame["label"].to_numpy()])
+    names = np.array(identities(rows), dtype=object)
+    core_version, deep_version = str(SCAN_VERSION), f"{SCAN_VERSION} {fitting.mode} {fitting.size}"
+    core, deep = _read(caches[0], COLUMNS, core_version), _read(caches[1], SAMPLE_COLUMNS, deep_version)
+    todo = ~pd.Index(names).isin(core.index) | (sampled & ~pd.Index(names).isin(deep.index))
+    if todo.any():
+        files = [
+            (file, fitting if far else None)
+            for file, far in zip(rows["file"][todo], sampled[todo], strict=True)
+        ]
+        measured = over_files(measure, files, workers, "Reading images" * progress)
+        new = pd.DataFrame(measured, columns=[*COLUMNS, *SAMPLE_COLUMNS], index=names[todo])
+        core = _joined(core, new[list(COLUMNS)])
+        deep = _joined(deep, new.loc[sampled[todo], list(SAMPLE_COLUMNS)])
+    left = rows.drop(columns=["file", "identity"], errors="ignore").reset_index(drop=True)
+    frame = pd.concat([left, core.loc[names].reset_index(names="identity")], axis=1)
+    used = deep.loc[names[sampled]].reset_index(names="identity")
+    if todo.any() or len(frame) != len(core):
+        write_parquet(frame.assign(version=core_version), caches[0])
+    if todo.any() or len(used) != len(deep):
+        write_parquet(used.assign(version=deep_version), caches[1])
+    # `object`, not pandas' own strings: those cannot hold the undecodable bytes of a file name.
+    frame = frame.assign(file=pd.Series(rows["file"].tolist(), index=frame.index, dtype="object"))
+    sample = pd.concat([frame[sampled].reset_index(drop=True), used.drop(columns="identity")], axis=1)
+    return frame, sample[sample["reason"] == ""].reset_index(drop=True)
+
+
+def _joined(known: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    both = new if known.empty else pd.concat([known, new])
+    return both[~both.index.duplicated(keep="last")]
+
+
+def in_sample(rows: pd.DataFrame, seed: int, size: int = SAMPLE) -> npt.NDArray[np.bool_]:
+    """Which rows (n,) are drawn: at most `size`, evenly from every (split, label), by a hash of (seed, path).
+
+    New files displace few of those drawn before. What a small group leaves goes to the larger ones.
+    """
+    keys = path_keys(rows["path"].tolist(), seed)
+    group = pd.Series(keys).groupby([rows["split"].to_numpy(), rows["label"].to_numpy()])
     counts = np.asarray(group.size(), dtype=np.int64)
-    drawn = np.asarray(group.rank(method="first")) <= _even_share(counts, size)
-    return frame[drawn].reset_index(drop=True)
+    return np.asarray(group.rank(method="first")) <= _even_share(counts, size)
 
 
 def _even_share(counts: npt.NDArray[np.int64], size: int) -> int:
@@ -104,18 +117,10 @@ def _even_share(counts: npt.NDArray[np.int64], size: int) -> int:
     return low
 
 
-def scan_sample(
-    rows: pd.DataFrame, cache: Path, mode: str, size: int, *, workers: int, progress: bool
-) -> pd.DataFrame:
-    """`rows` with `SAMPLE_COLUMNS` added: colour moments of the fitted image, spectrum, JPEG history."""
-    version, title = f"{SCAN_VERSION} {mode} {size}", "Measuring a sample" * progress
-    return _incremental(rows, cache, SAMPLE_COLUMNS, version, measure_more, (mode, size), workers, title)
-
-
 def over_files(
-    work: Callable[..., Row], files: Sequence[str], workers: int, title: str, *options: Any
+    work: Callable[..., Row], files: Sequence[tuple[Any, ...]], workers: int, title: str
 ) -> list[Row]:
-    """`[work(file, *options) for file in files]`: by threads when they are few, else by joblib's processes.
+    """`[work(*each) for each in files]`: by threads when they are few, else by joblib's processes.
 
     Inside `joblib.parallel_config("dask")` (or any backend that was chosen there) that backend gets the files
     however few, and decides how many work at once; it must see the same file system.
@@ -123,12 +128,12 @@ def over_files(
     chosen = _chosen_jobs()
     if chosen is None and (len(files) < IN_PROCESS or workers <= 1):
         shown = tqdm(files, desc=title, unit="image", disable=not title, leave=False)
-        return parallel(lambda file: work(file, *options), shown, workers)
+        return parallel(lambda each: work(*each), shown, workers)
     from joblib import Parallel, delayed
 
     chunks = [list(files[start : start + CHUNK]) for start in range(0, len(files), CHUNK)]
     results = Parallel(n_jobs=workers if chosen is None else chosen, return_as="generator")(
-        delayed(_chunk)(work, chunk, options) for chunk in chunks
+        delayed(_chunk)(work, chunk) for chunk in chunks
     )
     shown = tqdm(results, desc=title, total=len(chunks), unit="chunk", disable=not title, leave=False)
     return [row for rows in shown for row in rows]
@@ -144,12 +149,12 @@ def _chosen_jobs() -> int | None:
     return -1 if jobs is None else int(jobs)
 
 
-def _chunk(work: Callable[..., Row], files: Sequence[str], options: tuple[Any, ...]) -> list[Row]:
-    return [work(file, *options) for file in files]
+def _chunk(work: Callable[..., Row], files: Sequence[tuple[Any, ...]]) -> list[Row]:
+    return [work(*each) for each in files]
 
 
-def measure(file: str) -> Row:
-    """`COLUMNS` of one file; what needs pixels is None when it cannot be decoded."""
+def measure(file: str, fitting: Fitting | None = None) -> Row:
+    """`COLUMNS` of one file, with `fitting` `SAMPLE_COLUMNS` too; what needs pixels is None where there are none."""
     row: Row = dict.fromkeys(COLUMNS)
     row |= {"reason": "", "file_hash": ""}
     try:
@@ -158,28 +163,28 @@ def measure(file: str) -> Row:
         decoded = decode_bytes(data)
     except DecodeError as error:
         return row | {"reason": error.reason}
-    gray = Image.fromarray(decoded.pixels).convert("L")
+    rgb = Image.fromarray(decoded.pixels)
+    gray = rgb.convert("L")
     row |= _container(decoded, file, len(data))
     row |= _hashes(decoded.pixels, gray)
-    return row | pixel_statistics(decoded.pixels, gray)
+    row |= pixel_statistics(decoded.pixels, gray)
+    return row if fitting is None else row | _deeper(decoded.pixels, rgb, gray, fitting)
 
 
-def measure_more(file: str, mode: str, size: int) -> Row:
-    """`SAMPLE_COLUMNS` of one file (NaN when it cannot be decoded any more)."""
-    try:
-        decoded = decode_bytes(read_bytes(file))
-    except DecodeError:
-        return dict.fromkeys(SAMPLE_COLUMNS, np.nan) | {"mean": [np.nan] * 3, "square": [np.nan] * 3}
-    fitted = Image.fromarray(fit(decoded.pixels, mode, size))
-    counts = np.array(fitted.histogram(), dtype=np.float64).reshape(3, 256) / (size * size)
-    found = spectrum.measure(np.asarray(Image.fromarray(decoded.pixels).convert("L")), mode, size)
+def _deeper(pixels: Pixels, rgb: Image.Image, gray: Image.Image, fitting: Fitting) -> Row:
+    """`SAMPLE_COLUMNS`: colour moments of the fitted image, spectrum and resize, JPEG history."""
+    fitted = (
+        rgb if rgb.size == (fitting.size,) * 2 else Image.fromarray(fit(pixels, fitting.mode, fitting.size))
+    )
+    counts = np.array(fitted.histogram(), dtype=np.float64).reshape(3, 256) / fitting.size**2
+    found = spectrum.measure(np.asarray(gray), fitting.mode, fitting.size)
     return {
         "mean": (counts @ _LEVELS).tolist(),
         "square": (counts @ _LEVELS**2).tolist(),
         "high_frequency": found.fine_share,
         "spectral_slope": found.slope,
         "lost": found.lost,
-        "jpeg_trace": jpeg.trace(decoded.pixels),
+        "jpeg_trace": jpeg.trace(pixels),
     }
 
 
