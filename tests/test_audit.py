@@ -506,3 +506,97 @@ def test_the_same_settings_give_the_same_numbers(
 ) -> None:
     again = audited(clean, tmp_path / "again")
     assert again.evidence.to_dict() == clean_result.evidence.to_dict()
+
+
+def test_what_a_source_does_is_told_apart_from_its_class(tmp_path: Path) -> None:
+    """Two generators: one saves at low quality, and drifts in brightness between train and val."""
+    root = tmp_path / "data"
+    number = 0
+    for split in ("train", "val"):
+        for label, source in ((0, "cam"), (1, "good"), (1, "bad")):
+            folder = root / split / source / ("real", "fake")[label]
+            folder.mkdir(parents=True)
+            for i in range(70):
+                number += 1
+                image = texture(number)
+                if source == "bad" and split == "val":
+                    image = Image.eval(image, lambda v: int(v * 0.6))
+                image.save(folder / f"{i}.jpg", quality=60 if source == "bad" else 92)
+    result = audited(root)
+    table = result.tables["shortcut_sources"]
+    quality = table[table["property"] == "JPEG quality"].set_index("source")
+    assert quality.loc["bad", "auc"] > 0.95 > 0.6 > quality.loc["good", "auc"]
+    assert (quality.loc["bad", "typical"], quality.loc["good", "typical"]) == ("60", "92")
+    drifting = result.finding("drift").data["properties"]
+    assert "fake bad brightness" in drifting and not any("good" in name or "cam" in name for name in drifting)
+    files = result.tables["files"].set_index(["split", "class"])
+    assert (
+        files.loc[("train", "fake"), "images"] == 140
+        and files.loc[("val", "real"), "commonest size"] == "32 x 32"
+    )
+
+
+def test_new_files_displace_few_of_the_sample() -> None:
+    def rows(n: int) -> pd.DataFrame:
+        return pd.DataFrame(
+            [
+                (f"{s}/{y}/{i}", s, y)
+                for s in ("train", "val")
+                for y in (0, 1)
+                for i in range(n if y else n // 8)
+            ],
+            columns=["path", "split", "label"],
+        )
+
+    before, after = rows(800), rows(808)
+    first, second = (set(f["path"][scan.in_sample(f, 7, 1000)]) for f in (before, after))
+    assert 900 < len(first) <= 1000 and len(first - second) <= 20
+    drawn = before[scan.in_sample(before, 7, 1000)].groupby(["split", "label"]).size()
+    assert drawn["train", 0] == 100 and drawn["train", 1] == 400  # all of the rare, the rest from the common
+
+
+def test_quantisation_tables_tell_encoders_of_one_quality_apart() -> None:
+    standard = Image.new("RGB", (16, 16))
+    buffer = io.BytesIO()
+    standard.save(buffer, "JPEG", quality=80)
+    tables = decode_bytes(buffer.getvalue()).quantization
+    assert tables is not None
+    other = {0: [*tables[0][:-1], tables[0][-1] + 1], 1: tables[1]}
+    assert jpeg.quality(tables) == jpeg.quality(other)
+    assert jpeg.tables_id(tables) != jpeg.tables_id(other) and jpeg.tables_id(None) == ""
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_of_two_workers_gives_what_one_thread_gives(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    import joblib
+
+    root = make(tmp_path / "data", each=40)
+    (root / "train/real/000.png").write_bytes(b"")
+    alone = audited(root, tmp_path / "alone")
+    options = {"processes": True, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(n_workers=2, **options) as cluster, distributed.Client(cluster) as client:
+        with joblib.parallel_config(backend="dask"):
+            spread = audited(root, tmp_path / "spread")
+        tasks = client.run(lambda dask_worker: dask_worker.state.executed_count)
+    assert len(tasks) == 2 and sum(tasks.values()) >= 160 // scan.CHUNK
+    pd.testing.assert_frame_equal(spread.frame, alone.frame)
+    pd.testing.assert_frame_equal(spread.sample, alone.sample)
+    assert spread.evidence.to_dict() == alone.evidence.to_dict()
+
+
+@pytest.mark.slow
+def test_a_leak_stops_a_pipeline_and_the_report_shows_it(tmp_path: Path) -> None:
+    """The gate for somebody's CI: `diag run --steps 01 --fail-on error`, with the real notebook."""
+    from diag_lib import cli
+
+    root = make(tmp_path / "data", each=35)
+    for i in range(3):
+        shutil.copy(root / f"train/real/{i:03d}.png", root / f"val/real/leak{i}.png")
+    keys = [f"dataset.root={root}", f"dataset.image_size={SIDE}", "runtime.device=cpu"]
+    sets = [part for key in keys for part in ("--set", key)]
+    out = tmp_path / "run"
+    command = ["run", "base", *sets, "--steps", "01", "--out", str(out), "--fail-on", "error"]
+    assert cli.main(command) == 1
+    page = (out / "01_audit.html").read_text(encoding="utf-8")
+    assert "leaked: 3" in page and "val/real/leak2.png" in page and "<script" not in page

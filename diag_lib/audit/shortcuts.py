@@ -88,7 +88,8 @@ def source_table(frame: pd.DataFrame, labels: Ints, folds: Ints, table: pd.DataF
             measured = auc(labels[against], scores[against], nan="undefined")
             typical = _typical(values[own], prop.categorical)
             place = CLASS_NAMES[label], source or "(none)", int(own.sum())
-            rows.append((prop.says, *place, typical, measured.value, *measured.ci))
+            value, ci = (measured.value, measured.ci) if measured.defined else (0.5, (0.5, 0.5))
+            rows.append((prop.says, *place, typical, value, *ci))
     return pd.DataFrame(rows, columns=columns)
 
 
