@@ -66,6 +66,9 @@ def table(module: ModuleType, found: dict) -> str:
         f"  {'':24}{'clock':>8}  {'range':15}{'cpu':>8}",
     ]
     for key, meaning in module.MEANINGS.items():
+        if key not in found:  # a peer that could not be installed here
+            lines.append(f"  {key:24}{'-':>8}  {meaning}")
+            continue
         low, high = found["spread"][key]
         span = f"{low:.2f}..{high:.2f}"
         lines.append(f"  {key:24}{found[key]:8.2f}  {span:15}{found[key + '_cpu']:8.2f}  {meaning}")

@@ -66,6 +66,7 @@ class Report:
     spread: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, pairs: Sequence[tuple[Times, Times]]) -> None:
         """The median over pairs of first / second, with the lowest and the highest."""
@@ -83,6 +84,7 @@ class Report:
             **self.ratios,
             "spread": {name: list(ends) for name, ends in self.spread.items()},
             "seconds": self.seconds,
+            **({"tables": self.tables} if self.tables else {}),
             "conditions": self.conditions,
         }
 

@@ -17,7 +17,7 @@ MANY = 0.05
 SIZE_RATIO = 4.0
 """Times the typical side from which a size is odd: beyond what one camera's or generator's settings span."""
 
-SHARP = 1.0
+SHARP = 1.6
 """Sharpness (log variance of the Laplacian) below which no edge is left: 8-bit rounding alone gives 0.5."""
 
 
