@@ -4,7 +4,7 @@ Found: equal files, equal pixels, and near-duplicates (re-encoded, rescaled, sli
 their centre 7/8). Not found: other crops, rotations, strong edits. How near is near: see `images.hashing`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -127,7 +127,7 @@ def _linked(members: npt.NDArray[np.int64], train: npt.NDArray[np.bool_]) -> lis
 def _equal(
     hashes: "pd.Series[str]", varied: npt.NDArray[np.bool_], train: npt.NDArray[np.bool_], kind: str
 ) -> pd.DataFrame:
-    rows = np.flatnonzero(varied)
+    rows = np.flatnonzero(varied & hashes.duplicated(keep=False).to_numpy())
     groups = pd.Series(rows).groupby(hashes.to_numpy()[rows])
     links = [pair for _, group in groups if len(group) > 1 for pair in _linked(group.to_numpy(), train)]
     return _table(np.array(links, dtype=np.int64).reshape(-1, 2), np.zeros(len(links), np.int64), kind)
@@ -148,12 +148,12 @@ def _near(
     i, j, distance, skipped = hashing.near_pairs(hashes, None if itself else others)
     links, far = [], []
     for x, y, d in zip(i, j, distance, strict=True):
-        for pair in _across(members[x], other_members[y], train):
+        for pair in _across(members.of(x), other_members.of(y), train):
             links.append(pair)
             far.append(d)
     if itself:
-        for group in members:
-            pairs = _linked(group, train)
+        for several in np.flatnonzero(np.diff(members.bounds) > 1):
+            pairs = _linked(members.of(int(several)), train)
             links += pairs
             far += [0] * len(pairs)
     table = np.array(links, dtype=np.int64).reshape(-1, 2)
@@ -163,14 +163,25 @@ def _near(
     return _table(np.sort(table[close], axis=1), bits[close], kind), skipped
 
 
+class _Members(NamedTuple):
+    """Rows in groups, one after the other."""
+
+    rows: npt.NDArray[np.int64]
+    bounds: npt.NDArray[np.int64]
+
+    def of(self, group: int) -> npt.NDArray[np.int64]:
+        return self.rows[self.bounds[group] : self.bounds[group + 1]]
+
+
 def _collapsed(
     hashes: npt.NDArray[np.uint16], rows: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.uint16], list[npt.NDArray[np.int64]]]:
+) -> tuple[npt.NDArray[np.uint16], _Members]:
     """Distinct hashes, and the rows that have each."""
-    distinct, which = np.unique(hashes, axis=0, return_inverse=True)
-    order = np.argsort(which.reshape(-1), kind="stable")
-    ends = np.cumsum(np.bincount(which.reshape(-1)))[:-1]
-    return distinct, np.split(rows[order], ends)
+    words = np.ascontiguousarray(hashes).view(np.uint64)
+    order = np.lexsort(words.T)  # stable: rows stay in order within a group
+    new = np.append(True, (words[order][1:] != words[order][:-1]).any(axis=1))
+    starts = np.flatnonzero(new)
+    return hashes[order[starts]], _Members(rows[order], np.append(starts, len(rows)))
 
 
 def _across(

@@ -37,9 +37,17 @@ def small(gray: Image.Image, box: tuple[int, int, int, int] | None = None) -> Th
 
 
 def difference_hash(thumbnails: Thumbnails) -> npt.NDArray[np.uint16]:
-    """Hashes (n, 16) of 16 bits each from thumbnails (n, 16, 17): is a pixel brighter than the next one?"""
-    bits = thumbnails[:, :, :-1] > thumbnails[:, :, 1:]
+    """Hashes (n, 16) of 16 bits each from thumbnails (n, 16, 17): is a pixel brighter than the next one?
+
+    Each of the 16 bands holds one bit of every row and of every column. Neighbouring bits of a smooth picture agree,
+    so that bands of whole rows would be alike in thousands of pictures, and all of those would be compared.
+    """
+    bits = (thumbnails[:, :, :-1] > thumbnails[:, :, 1:])[:, _ROWS, _COLUMNS]
     return np.packbits(bits, axis=2).reshape(len(thumbnails), 32).view(np.uint16)
+
+
+_ROWS = np.broadcast_to(np.arange(16), (16, 16))
+_COLUMNS = (np.arange(16)[:, None] + 5 * np.arange(16)) % 16
 
 
 def mirrored(thumbnails: Thumbnails) -> Thumbnails:
