@@ -17,7 +17,7 @@ from diag_lib import settings as settings_module
 from diag_lib.audit import jpeg, scan, shortcuts, spectrum
 from diag_lib.audit.part import share_interval
 from diag_lib.evidence import RunFolder
-from diag_lib.images import decode_bytes
+from diag_lib.images import decode_bytes, hashing
 from diag_lib.statistics import auc
 
 SIDE = 32
@@ -600,3 +600,17 @@ def test_a_leak_stops_a_pipeline_and_the_report_shows_it(tmp_path: Path) -> None
     assert cli.main(command) == 1
     page = (out / "01_audit.html").read_text(encoding="utf-8")
     assert "leaked: 3" in page and "val/real/leak2.png" in page and "<script" not in page
+
+
+def test_the_join_is_exact_on_smooth_pictures_and_compares_few_of_them() -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (300, 5, 5), dtype=np.uint8)
+    small = [np.asarray(Image.fromarray(c).resize((17, 16), Image.Resampling.BICUBIC)) for c in coarse]
+    noisy = [np.clip(s.astype(int) + rng.integers(-6, 7, s.shape), 0, 255).astype(np.uint8) for s in small]
+    hashes = hashing.difference_hash(np.stack([*small, *noisy]))
+    distance = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(axis=2)
+    i, j, _, skipped = hashing.near_pairs(hashes)
+    assert set(zip(i, j, strict=True)) == set(zip(*np.nonzero(np.triu(distance <= 15, 1)), strict=True))
+    assert len(i) > 20 and skipped == 0
+    alike = [(np.unique(band, return_counts=True)[1] ** 2).sum() for band in hashes[:300].T]
+    assert max(alike) < 4 * 300  # bands of whole rows: many times as many

@@ -42,12 +42,11 @@ def difference_hash(thumbnails: Thumbnails) -> npt.NDArray[np.uint16]:
     Each of the 16 bands holds one bit of every row and of every column. Neighbouring bits of a smooth picture agree,
     so that bands of whole rows would be alike in thousands of pictures, and all of those would be compared.
     """
-    bits = (thumbnails[:, :, :-1] > thumbnails[:, :, 1:])[:, _ROWS, _COLUMNS]
-    return np.packbits(bits, axis=2).reshape(len(thumbnails), 32).view(np.uint16)
+    bits = (thumbnails[:, :, :-1] > thumbnails[:, :, 1:]).reshape(len(thumbnails), 256)[:, _ORDER]
+    return np.ascontiguousarray(np.packbits(bits, axis=1)).view(np.uint16)
 
 
-_ROWS = np.broadcast_to(np.arange(16), (16, 16))
-_COLUMNS = (np.arange(16)[:, None] + 5 * np.arange(16)) % 16
+_ORDER = (16 * np.arange(16) + (np.arange(16)[:, None] + 5 * np.arange(16)) % 16).ravel()
 
 
 def mirrored(thumbnails: Thumbnails) -> Thumbnails:
