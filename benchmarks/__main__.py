@@ -52,6 +52,8 @@ def measure(name: str, size: str, threads: int, out: Path) -> None:
     text = json.dumps(report.as_json(), indent=1, allow_nan=False)
     (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(table(module, report.as_json()), flush=True)
+    if hasattr(module, "draw"):
+        module.draw(report.as_json(), out / f"{name}.png")
 
 
 def table(module: ModuleType, found: dict) -> str:
@@ -66,13 +68,12 @@ def table(module: ModuleType, found: dict) -> str:
         f"  {'':24}{'clock':>8}  {'range':15}{'cpu':>8}",
     ]
     for key, meaning in module.MEANINGS.items():
-        if key not in found:  # a peer that could not be installed here
-            lines.append(f"  {key:24}{'-':>8}  {meaning}")
+        if key not in found:  # skipped, and said so where that was found out
             continue
         low, high = found["spread"][key]
         span = f"{low:.2f}..{high:.2f}"
         lines.append(f"  {key:24}{found[key]:8.2f}  {span:15}{found[key + '_cpu']:8.2f}  {meaning}")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *getattr(module, "further_lines", lambda _: [])(found)]) + "\n"
 
 
 if __name__ == "__main__":

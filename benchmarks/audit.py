@@ -69,8 +69,17 @@ def run(size: Size, threads: int, report: Report) -> None:
             _against(name, peers[name], settings, root, size, report)
         audit_growth.measure(root, size.grown, size.grown_pixels, warm, threads, report)
         if size.seeds:
-            report.tables["planted"] = audit_planted.measure(root / "planted", size.seeds, peers)
-            print(audit_planted.text(report.tables["planted"]), flush=True)
+            report.further["planted"] = audit_planted.measure(root / "planted", size.seeds, peers)
+
+
+def further_lines(found: dict) -> list[str]:
+    """What is no ratio: the growth, and the planted problems."""
+    told = [
+        f"  {row['images']:>6} images{' again' if row.get('second') else '':6} {row['cpu']:8.1f} s CPU, "
+        f"peak {row['peak_mb']} MB"
+        for row in found["growth"]
+    ]
+    return [*told, audit_planted.text(found["planted"])] if "planted" in found else told
 
 
 def decode_all(files: list[str]) -> None:

@@ -39,7 +39,7 @@ def measure(
         kept = [rows[i] for i in order[: size * 99 // 100 if size == largest else size]]
         grown.append(_audit(root, f"grown-{size}", kept, warm, threads))
     second = _audit(root, f"grown-{largest}", [rows[i] for i in order], warm, threads)
-    report.tables["growth"] = [*grown, {**second, "second": True}]
+    report.further["growth"] = [*grown, {**second, "second": True}]
     first = grown[sizes.index(largest)]
     report.add("incremental_ratio", [(_times(second), _times(first))])
 

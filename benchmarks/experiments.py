@@ -5,13 +5,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.folded import Folded
+from benchmarks.figure import TARGETS, draw, met
+from benchmarks.growth import growth
+from benchmarks.memory import peak_memory
+from benchmarks.peer import Peer
 from benchmarks.pictures import write_dataset
 from benchmarks.plain import train_plain, trainable
 from benchmarks.timing import Report, Times, alternate, timed
@@ -19,11 +23,14 @@ from diag_lib.devices import choose, thread_count
 from diag_lib.evidence import RunFolder
 from diag_lib.images import open_split, to_input
 from diag_lib.models import PatchModel, build_student, build_teacher, save_weights
+from diag_lib.models.folding import folded
 from diag_lib.settings import Settings, load
 from diag_lib.teacher_cache import TeacherMaps, teacher_maps
 from diag_lib.training import arm_settings, train_arms
 from diag_lib.training.data import Data
-from diag_lib.training.loop import Student
+from diag_lib.training.loop import Student, train_step
+
+__all__ = ["MEANINGS", "SIZES", "draw", "further_lines", "run"]
 
 ARMS = ("status_quo", "bce_only", "standardized", "centered", "alpha_0.01", "alpha_0.1")
 """Six trainings, five of which use the teacher."""
@@ -46,22 +53,56 @@ class Size:
     epochs: int = 3
     arms: tuple[str, ...] = ARMS
     cold_every: int = 1  # a cold start of ours after every so many plain runs
+    growth_images: tuple[int, ...] = (16, 64, 256)
+    growth_arms: tuple[int, ...] = (1, 2, 4, 8)
+    growth_pixels: int = 64
+    peer: bool = True
 
 
 SIZES: dict[str, Size] = {
     "small": Size(images=32, val=16, pixels=64, batch=16, repetitions=3, step_repetitions=15, tried=32),
     "full": Size(
-        images=64, val=16, pixels=256, batch=32, repetitions=2, step_repetitions=7, tried=8, cold_every=2
+        images=64, val=16, pixels=256, batch=32, repetitions=2, step_repetitions=5, tried=8, cold_every=3
     ),
 }
 
 MEANINGS: dict[str, str] = {
     "step_ratio": "one arm's training step in lockstep / bare forward + backward + Adam",
+    "lone_step_ratio": "the same for arms that are trained one by one, with nothing to share",
     "examined_step_ratio": "the same for the one step an epoch in which gradients are examined too",
     "teacher_ratio": "teacher pass into an empty cache / bare forward at its best setting",
     "speedup_cold": "six plain runs / six arms of ours, nothing cached",
     "speedup_warm": "six plain runs / six arms of ours, teacher's maps cached",
+    "speedup_flip_cold": "the same with augment: flip, nothing cached (five plain runs with a teacher from one)",
+    "speedup_flip_warm": "with augment: flip, teacher's maps cached",
 }
+
+
+PEER_MEANINGS: dict[str, str] = {
+    "torchdistill_over_ours_cold": "the six trainings through torchdistill / six arms of ours, nothing cached",
+    "torchdistill_over_ours_warm": "the same with the teacher's maps cached",
+}
+"""Absent where torchdistill cannot be installed."""
+MEANINGS |= PEER_MEANINGS
+
+
+def further_lines(found: dict[str, Any]) -> list[str]:
+    """Targets, memory, growth and the peer, for the table's foot."""
+    lines = []
+    for name, (target, side) in TARGETS.items():
+        verdict = "met" if met(name, found[name]) else "MISSED"
+        lines.append(f"  {name:24}{found[name]:8.2f}  target: {side} {target:g}: {verdict}")
+    if found["memory"]:
+        lines.append(
+            "  peak memory, MiB: " + ", ".join(f"{k[:-4]} {v:.0f}" for k, v in found["memory"].items())
+        )
+    for name, curve in found["growth"].items():
+        if isinstance(curve, dict):
+            line = f"{curve['fixed']:.2f} s + {curve['per_unit']:.4f} s each (r2 {curve['r2']:.3f})"
+            lines.append(f"  growth {name}: x {curve['x']}, seconds {curve['seconds']}; {line}")
+    peer = found.get("torchdistill", {})
+    lines.append(f"  torchdistill {peer.get('version', '')}{peer.get('skipped', '')}")
+    return lines
 
 
 def run(size: Size, threads: int, report: Report) -> None:
@@ -72,6 +113,10 @@ def run(size: Size, threads: int, report: Report) -> None:
         bench.teacher()
         bench.step()
         bench.speedup()
+        bench.flip()
+        report.further["growth"] = growth(bench.settings, Path(temporary), size)
+        report.further["memory"] = peak_memory(bench.settings, Path(temporary), size.arms)
+    report.conditions["kernels"] = choose(bench.settings).describe()["kernels"]
 
 
 class _Bench:
@@ -80,6 +125,7 @@ class _Bench:
     def __init__(self, root: Path, size: Size, threads: int, report: Report) -> None:
         self.root, self.size, self.report = root, size, report
         self.numbers = count()
+        self.peer = Peer(root, report) if size.peer else None
         first = size.epochs // 3
         self.settings = load(
             "base",
@@ -157,8 +203,7 @@ class _Bench:
 
         def ours(examine: bool) -> None:
             for index, batch in enumerate(data.training_batches(0)):
-                for student in students:
-                    student.train_batch(batch, index, examine)
+                train_step(students, batch, index, [examine] * len(students))
 
         def plain() -> None:
             for _ in batches:
@@ -167,7 +212,14 @@ class _Bench:
 
         ours(False)  # allocations and algorithm choices of the first time
         plain()
+
+        def alone() -> None:
+            for student in students:
+                for index, batch in enumerate(data.training_batches(0)):
+                    train_step([student], batch, index, [False])
+
         pairs = alternate(lambda: ours(False), plain, self.size.step_repetitions)
+        self.report.add("lone_step_ratio", alternate(alone, plain, self.size.step_repetitions))
         self.report.add("step_ratio", pairs)
         self.report.add("examined_step_ratio", alternate(lambda: ours(True), plain, self.size.repetitions))
         self.report.seconds["step"] = _median([p[0] for p in pairs]) / steps
@@ -203,13 +255,37 @@ class _Bench:
                     self._check_same(run, arm, losses)
                 run = RunFolder(self.root / f"fresh-{next(self.numbers)}")
                 warm.append(timed(lambda r=run: train_arms(warm_settings, r, self.size.arms, progress=False)))
+                if self.peer is not None:
+                    self.peer.measure(arm, arm_settings(self.settings, arm))
             pairs_cold += [(plain, times) for times in cold]
             pairs_warm += [(plain, times) for times in warm]
         self.report.add("speedup_cold", pairs_cold)
         self.report.add("speedup_warm", pairs_warm)
+        if self.peer is not None:
+            self.peer.compare(
+                self.size.arms, [ours for _, ours in pairs_cold], [ours for _, ours in pairs_warm]
+            )
         self.report.seconds["six_plain_runs"] = _median([p[0] for p in pairs_cold])
         self.report.seconds["six_arms_cold"] = _median([p[1] for p in pairs_cold])
         self.report.seconds["six_arms_warm"] = _median([p[1] for p in pairs_warm])
+
+    def flip(self) -> None:
+        """`speedup_flip_*`: a mirrored image is another view, which the teacher is asked about too.
+
+        The plain runs with a teacher do the same work, so that one of them is timed and counted for all.
+        """
+        flipped = self.settings.with_overrides({"dataset.augment": "flip"})
+        with_teacher = [arm for arm in self.size.arms if arm != "bce_only"]
+        once = timed(lambda: train_plain(arm_settings(flipped, with_teacher[0])))
+        plain = Times(once.wall * len(with_teacher), once.cpu * len(with_teacher))
+        if "bce_only" in self.size.arms:
+            plain += timed(lambda: train_plain(arm_settings(flipped, "bce_only")))
+        settings, run = self.fresh()
+        settings = settings.with_overrides({"dataset.augment": "flip"})
+        runs = [run, *(RunFolder(self.root / f"fresh-{next(self.numbers)}") for _ in range(2))]
+        times = [timed(lambda r=r: train_arms(settings, r, self.size.arms, progress=False)) for r in runs]
+        self.report.add("speedup_flip_cold", [(plain, times[0])])
+        self.report.add("speedup_flip_warm", [(plain, time) for time in times[1:]])
 
     def _warmed(self) -> Settings:
         """Both ways once, untimed (first-time costs); the cache that this fills is the warm one."""
@@ -231,13 +307,13 @@ def best_forward(model: PatchModel, x: Tensor, tried: int) -> tuple[Callable[[],
     """The fastest bare forward over all of x (n, 3, H, W), already in memory, and its name.
 
     Found by trying on the first `tried` images: batch norms folded or not, both memory formats, then batches of
-    1, 4, 8 and 32 images.
+    1, 2, 4, 8 and 32 images.
     """
-    networks: dict[str, nn.Module] = {"folded": Folded(model), "as it is": model}
+    networks: dict[str, nn.Module] = {"folded": folded(model), "as it is": model}
     forms = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
     with torch.inference_mode():
-        folded, plain = (network(x[:1]) for network in networks.values())
-    torch.testing.assert_close(folded, plain, rtol=1e-3, atol=1e-3)
+        one, other = (network(x[:1]) for network in networks.values())
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
     def forward(name: str, form: str, batch: int, images: Tensor = x[:tried]) -> Callable[[], object]:
         network = networks[name]
@@ -252,7 +328,7 @@ def best_forward(model: PatchModel, x: Tensor, tried: int) -> tuple[Callable[[],
         return work
 
     name, form, _ = _fastest([(n, f, min(8, tried)) for n in networks for f in forms], forward)
-    name, form, batch = _fastest([(name, form, b) for b in (1, 4, 8, 32) if b <= tried], forward)
+    name, form, batch = _fastest([(name, form, b) for b in (1, 2, 4, 8, 32) if b <= tried], forward)
     return forward(name, form, batch, x), f"{name}, {form}, batches of {batch}"
 
 

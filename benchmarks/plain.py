@@ -35,6 +35,7 @@ class Folder(Dataset[tuple[Tensor, float]]):
         self.size = (data.image_size, data.image_size)
         self.mean = np.asarray(data.normalize_mean, np.float32)
         self.std = np.asarray(data.normalize_std, np.float32)
+        self.flips = data.augment == "flip" and root.name == data.train_split
 
     def __len__(self) -> int:
         return len(self.files)
@@ -44,6 +45,8 @@ class Folder(Dataset[tuple[Tensor, float]]):
         image = Image.open(file).convert("RGB")
         if image.size != self.size:
             image = image.resize(self.size, Image.Resampling.BICUBIC)
+        if self.flips and torch.rand(()) < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         x = (np.asarray(image, np.float32) / 255 - self.mean) / self.std
         return torch.from_numpy(x.transpose(2, 0, 1)), float(label)
 

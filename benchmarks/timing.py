@@ -57,7 +57,7 @@ class Report:
     """Ratios by name, their spread over the repetitions, the seconds behind them and the conditions.
 
     `ratios` holds, for each number that is promised, `<name>` (by the clock) and `<name>_cpu` (by processor
-    time, which the load of the machine moves less).
+    time, which the load of the machine moves less). `further` holds what is no ratio: curves, memory, the peer.
     """
 
     benchmark: str
@@ -66,7 +66,7 @@ class Report:
     spread: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     conditions: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, Any] = field(default_factory=dict)
+    further: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, pairs: Sequence[tuple[Times, Times]]) -> None:
         """The median over pairs of first / second, with the lowest and the highest."""
@@ -82,9 +82,9 @@ class Report:
             "benchmark": self.benchmark,
             "size": self.size,
             **self.ratios,
+            **self.further,
             "spread": {name: list(ends) for name, ends in self.spread.items()},
             "seconds": self.seconds,
-            **({"tables": self.tables} if self.tables else {}),
             "conditions": self.conditions,
         }
 

@@ -69,6 +69,7 @@ def run(settings: Settings, run_dir: RunFolder | str | Path, *, progress: bool =
         say.loss(loss, arm),
         say.permutation(arm, permuted),
         say.train_below_val(arm),
+        say.gradients(arm),
         say.batchnorm(recalibration),
         say.pooling(pooling, settings),
     ]
@@ -199,11 +200,13 @@ _TELLING = {
     "baseline.overfit_batch": "no",
     "baseline.heldout_train": "no",
     "baseline.permutation": "no",
+    "baseline.gradients": "no",
     "baseline.train_below_val": "yes",
 }
 """The answers that explain a failing baseline."""
 
 _ADVICE = {
+    "gradients": "Look for detach() or no_grad() between these layers and the loss, then run again.",
     "train_below_val": "Look at the train labels: the audit lists the images whose labels look wrong.",
     "heldout_train": "Check how the train labels were joined to the images: not even train predicts train.",
     "frozen": "Set student.trainable_s1 and trainable_s2 to [all], then run again.",

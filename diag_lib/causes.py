@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diag_lib import screens
-from diag_lib.screens import Case, Screen
+from diag_lib.screens import LARGER_STUDENT, Case, Screen
 
 Status = Literal["established", "likely", "possible"]
 ProofKind = Literal["gain", "inflation_removed", "direct"]
@@ -77,7 +77,16 @@ def _data_file(finding_id: str, text: str, *actions: str) -> Callable[[Case], Fi
     return fix
 
 
+_EVAL = "call teacher.eval() before every pass, also where train() of the whole model is called later"
 SKIP_TEACHER = _patch(alpha_distill=0.0, alpha_task=1.0)
+
+UNHEARD_TEACHER = (
+    "teacher_weights_not_loaded",
+    "student_normalization",
+    "teacher_train_mode",
+    "teacher_stale_cache",
+)
+"""With one of these the teacher was never really asked: what its scores seem to say needs no further cause."""
 
 CAUSES: tuple[Cause, ...] = (
     Cause(
@@ -119,6 +128,15 @@ CAUSES: tuple[Cause, ...] = (
         ),
     ),
     Cause(
+        id="student_normalization",
+        group="data",
+        sentence="The pixels are normalised wrongly before they reach the networks.",
+        screen=screens.student_normalization,
+        experiment="normalized",
+        proof="gain",
+        fix=lambda case: Fix("Correct the normalisation.", screens.normalization_patch(case)),
+    ),
+    Cause(
         id="teacher_weights_not_loaded",
         group="teacher",
         sentence="The teacher's weights were not loaded: it answers like a random network.",
@@ -129,6 +147,28 @@ CAUSES: tuple[Cause, ...] = (
             "Load the teacher's weights completely, or train without it until they load.",
             SKIP_TEACHER,
             "set teacher.weights and teacher.arch so that no key is missing",
+        ),
+    ),
+    Cause(
+        id="teacher_train_mode",
+        group="teacher",
+        sentence="The teacher runs in train mode: its answer for an image depends on the batch.",
+        screen=screens.teacher_train_mode,
+        experiment="probe:teacher.train_mode",
+        proof="direct",
+        fix=_fix("Put the teacher into eval mode; until then train without it.", SKIP_TEACHER, _EVAL),
+    ),
+    Cause(
+        id="teacher_stale_cache",
+        group="teacher",
+        sentence="The teacher's logits are not those of the image it is shown: a stale cache, or chance.",
+        screen=screens.teacher_stale_cache,
+        experiment=None,
+        proof="direct",
+        fix=_fix(
+            "Compute the teacher's logits again; until then train without it.",
+            SKIP_TEACHER,
+            "key cached logits by the image's identity, the view and the weights, never by a running number",
         ),
     ),
     Cause(
@@ -178,6 +218,7 @@ CAUSES: tuple[Cause, ...] = (
         experiment="teacher_variant",
         proof="gain",
         fix=_fix_from("teacher.preprocessing", "Give the teacher the preprocessing it was trained with."),
+        yields_to=UNHEARD_TEACHER,
     ),
     Cause(
         id="teacher_inverted",
@@ -193,6 +234,7 @@ CAUSES: tuple[Cause, ...] = (
             "if the folders are swapped, rename them (real = 0, fake = 1)",
         ),
         equivalent=("labels_inverted",),
+        yields_to=(*UNHEARD_TEACHER, "teacher_preprocessing"),
         told_apart_by="Looking at 20 images of each class; numbers cannot tell which of the two is wrong.",
     ),
     Cause(
@@ -207,7 +249,7 @@ CAUSES: tuple[Cause, ...] = (
             SKIP_TEACHER,
             "diag finetune-teacher CONFIG, then set teacher.weights: finetuned and run again",
         ),
-        yields_to=("teacher_weights_not_loaded", "teacher_preprocessing", "teacher_inverted"),
+        yields_to=(*UNHEARD_TEACHER, "teacher_preprocessing", "teacher_inverted"),
     ),
     Cause(
         id="patch_misalignment",
@@ -221,6 +263,7 @@ CAUSES: tuple[Cause, ...] = (
             None,
             "check the order of height and width, flips and crops between the image and the teacher's map",
         ),
+        yields_to=UNHEARD_TEACHER,
     ),
     Cause(
         id="wrong_activation",
@@ -232,6 +275,20 @@ CAUSES: tuple[Cause, ...] = (
         fix=_fix("Distil raw logits.", None, "remove the sigmoid from the teacher's output"),
     ),
     Cause(
+        id="detached_graph",
+        group="optimisation",
+        sentence="Part of the student is cut off from the loss: no gradient arrives there.",
+        screen=screens.detached_graph,
+        experiment=None,
+        proof="direct",
+        fix=_fix(
+            "Connect the student's layers to the loss again.",
+            None,
+            "look for detach(), no_grad(), .data or a conversion to numpy between these layers and the loss",
+        ),
+        yields_to=("student_normalization",),
+    ),
+    Cause(
         id="frozen_parameters",
         group="optimisation",
         sentence="Layers that must learn are frozen.",
@@ -239,7 +296,7 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.frozen",
         proof="gain",
         fix=_fix_from("baseline.frozen", "Train all layers of the student."),
-        yields_to=("labels_shuffled", "labels_inverted_train"),
+        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="lr_too_low",
@@ -249,7 +306,13 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.learning_rate",
         proof="gain",
         fix=_fix_from("baseline.learning_rate", "Raise the learning rate."),
-        yields_to=("labels_shuffled", "labels_inverted_train", "frozen_parameters"),
+        yields_to=(
+            "student_normalization",
+            "detached_graph",
+            "labels_shuffled",
+            "labels_inverted_train",
+            "frozen_parameters",
+        ),
     ),
     Cause(
         id="lr_too_high",
@@ -259,7 +322,7 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.learning_rate",
         proof="gain",
         fix=_fix_from("baseline.learning_rate", "Lower the learning rate."),
-        yields_to=("labels_shuffled", "labels_inverted_train"),
+        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="undertrained",
@@ -269,7 +332,14 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.undertrained",
         proof="gain",
         fix=_fix_from("baseline.undertrained", "Train longer."),
-        yields_to=("labels_shuffled", "labels_inverted_train", "frozen_parameters", "lr_too_low"),
+        yields_to=(
+            "student_normalization",
+            "detached_graph",
+            "labels_shuffled",
+            "labels_inverted_train",
+            "frozen_parameters",
+            "lr_too_low",
+        ),
     ),
     Cause(
         id="destructive_resize",
@@ -279,7 +349,7 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.resize",
         proof="gain",
         fix=_fix_from("baseline.resize", "Crop native pixels instead of resizing."),
-        yields_to=("labels_shuffled", "labels_inverted_train"),
+        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="student_batchnorm",
@@ -293,6 +363,7 @@ CAUSES: tuple[Cause, ...] = (
             None,
             "average the BatchNorm statistics over the train set once after training, or raise their momentum",
         ),
+        yields_to=("student_normalization", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="pooling_mismatch",
@@ -302,6 +373,7 @@ CAUSES: tuple[Cause, ...] = (
         experiment="probe:baseline.pooling",
         proof="gain",
         fix=_fix_from("baseline.pooling", "Pool the patch logits in the way that ranks the images best."),
+        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="split_shift",
@@ -332,19 +404,39 @@ CAUSES: tuple[Cause, ...] = (
         yields_to=(
             "labels_shuffled",
             "labels_inverted_train",
+            *UNHEARD_TEACHER,
             "teacher_domain_shift",
-            "teacher_weights_not_loaded",
         ),
     ),
     Cause(
         id="capacity",
         group="model",
-        sentence="The student cannot even overfit one batch.",
+        sentence="The student is too small: it cannot even overfit one batch.",
         screen=screens.capacity,
-        experiment=None,
-        proof="direct",
-        fix=_fix("Use a larger student.", None, "widen the student or choose a timm architecture"),
-        yields_to=("frozen_parameters", "lr_too_low", "lr_too_high"),
+        experiment="larger_student",
+        proof="gain",
+        fix=_fix("Use a larger student.", {"student": dict(LARGER_STUDENT)}),
+        yields_to=(
+            "student_normalization",
+            "detached_graph",
+            "frozen_parameters",
+            "lr_too_low",
+            "lr_too_high",
+        ),
+    ),
+    Cause(
+        id="too_little_data",
+        group="data",
+        sentence="There are too few training images: the student knows them and nothing else.",
+        screen=screens.too_little_data,
+        experiment="more_images",
+        proof="gain",
+        fix=_fix(
+            "Collect more training images of both classes.",
+            None,
+            "until then augment, or train fewer parameters, and judge the detector by its interval",
+        ),
+        yields_to=("labels_shuffled", "labels_inverted_train", "student_normalization", "frozen_parameters"),
     ),
     Cause(
         id="no_signal",
@@ -369,9 +461,9 @@ CAUSES: tuple[Cause, ...] = (
         proof="gain",
         fix=_fix("Centre the teacher's logits.", _patch(normalize="center")),
         yields_to=(
+            *UNHEARD_TEACHER,
             "teacher_domain_shift",
             "teacher_inverted",
-            "teacher_weights_not_loaded",
             "frozen_parameters",
         ),
     ),
@@ -382,11 +474,14 @@ CAUSES: tuple[Cause, ...] = (
         screen=screens.heavy_tail,
         experiment="arm:robust",
         proof="gain",
-        fix=_fix("Scale the teacher's logits by robust statistics.", _patch(normalize="robust")),
+        fix=_fix(
+            "Scale the teacher's logits by robust statistics, with a loss that is linear in large errors.",
+            _patch(normalize="robust", loss="huber"),
+        ),
         yields_to=(
+            *UNHEARD_TEACHER,
             "teacher_domain_shift",
             "teacher_inverted",
-            "teacher_weights_not_loaded",
             "offset_mismatch",
         ),
     ),
@@ -399,9 +494,9 @@ CAUSES: tuple[Cause, ...] = (
         proof="gain",
         fix=_fix("Standardise the teacher's logits.", _patch(normalize="standardize")),
         yields_to=(
+            *UNHEARD_TEACHER,
             "teacher_domain_shift",
             "teacher_inverted",
-            "teacher_weights_not_loaded",
             "offset_mismatch",
             "heavy_tailed_teacher",
         ),
@@ -415,9 +510,9 @@ CAUSES: tuple[Cause, ...] = (
         proof="gain",
         fix=_fix_from("distillation.best_arm", "Lower alpha_distill."),
         yields_to=(
+            *UNHEARD_TEACHER,
             "teacher_domain_shift",
             "teacher_inverted",
-            "teacher_weights_not_loaded",
             "teacher_preprocessing",
             "offset_mismatch",
             "heavy_tailed_teacher",

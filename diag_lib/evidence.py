@@ -69,6 +69,7 @@ FINDINGS: dict[str, str] = {
     "teacher.bn_fingerprint": "its BatchNorm statistics were made by another preprocessing (data.best) than configured",
     "teacher.good": "the teacher is so good that a failing student has another reason",
     "teacher.train_mode": "the teacher runs in train mode and its AUC suffers",
+    "teacher.repeatable": "the teacher gives an image the same logits whenever it is asked",
     "teacher.saturation": "ranking rounded probabilities instead of logits misstates the teacher's AUC",
     # 03 logit scale
     "logits.scale_ratio": "teacher and student patch logits differ in spread",
@@ -83,6 +84,7 @@ FINDINGS: dict[str, str] = {
     "baseline.loss": "the loss falls below a coin's 0.6931",
     "baseline.permutation": "shuffled labels give AUC .5, as they must",
     "baseline.train_below_val": "the student ranks val better than the train images it was taught (noisy train labels)",
+    "baseline.gradients": "a gradient reaches every part of the student that the schedule trains",
     "baseline.overfit_batch": "the student can overfit one batch",
     "baseline.learning_rate": "another learning rate serves the student better",
     "baseline.frozen": "frozen parameters hold the student back",

@@ -23,7 +23,7 @@ from diag_lib.images.alike import write_alike
 from diag_lib.images.manifest import read_curation
 from diag_lib.probes import retrain
 from diag_lib.probes.compare import paired
-from diag_lib.screens import Case
+from diag_lib.screens import LARGER_STUDENT, Case, normalization_patch
 from diag_lib.settings import Settings
 from diag_lib.statistics import (
     Auc,
@@ -45,6 +45,8 @@ ARMS_OF_STEP = {
 
 SIGNIFICANT = 0.05
 VAL_HALVES = "probes/val_halves"
+MORE = 2.0
+"""Times as many images that half A of val must hold to show what more images bring."""
 AGAIN = "@seed1"
 """The arm's suffix for the confirming training: `training.seed` + 1."""
 
@@ -52,7 +54,7 @@ WORDS = {
     BCE_ONLY: "training on the labels alone",
     "standardized": "standardising the teacher's logits",
     "centered": "centring the teacher's logits",
-    "robust": "scaling the teacher's logits robustly",
+    "robust": "scaling the teacher's logits robustly, with a Huber loss",
     "unfrozen": "training all layers",
     "baseline.frozen": "training all layers",
     "baseline.learning_rate": "another learning rate",
@@ -60,8 +62,12 @@ WORDS = {
     "baseline.resize": "cropping native pixels",
     "baseline.batchnorm": "recalibrating the BatchNorm statistics",
     "baseline.pooling": "another pooling of the same patch logits",
+    "teacher.train_mode": "putting the teacher into eval mode",
 }
 """What an arm or a probe changes, as the subject of a sentence."""
+
+UNTRAINED = {"teacher.train_mode": ("teacher as it runs", "teacher in eval mode")}
+"""Probes that compare two evaluations of a network, by the names of both sides; the others compare trainings."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ class Trials:
         self.progress = progress
         self.results: dict[str, ArmResult] = {}
         self.not_run: list[str] = []
-        self.arms(*(arm for step, arms in ARMS_OF_STEP.items() if step in evidence for arm in arms))
+        asked = [arm for step, arms in ARMS_OF_STEP.items() if step in evidence for arm in arms]
+        self.arms(*(arm for arm in asked if (run.arm_dir(arm) / "settings.json").is_file()))
         self.case = Case(settings, evidence, {name: result.auc for name, result in self.results.items()})
 
     def arms(self, *ids: str) -> list[ArmResult | None]:
@@ -141,7 +148,7 @@ class Trials:
         return replace(first, confirmation=self._pair(STATUS_QUO + AGAIN, arm + AGAIN))
 
     def probed(self, finding_id: str) -> Comparison | None:
-        """The comparison that a probe has made already (BCE only against BCE only with one thing changed)."""
+        """The comparison that a probe has made already, as a rule BCE only with and without one thing changed."""
         found = self.case.finding(finding_id)
         if found is None or found.value is None or found.ci is None or "before_ci" not in found.data:
             return None
@@ -150,8 +157,12 @@ class Trials:
             Auc(data[side], tuple(data[f"{side}_ci"]), float("nan"), 0, 0, data[side] is not None)
             for side in ("before", "after")
         )
-        names = Measured(BCE_ONLY, before), Measured(f"{BCE_ONLY}, {what}", after)
-        return Comparison(what, *names, found.value, found.ci, data["p"], data.get("correlation", 0.0))
+        names = UNTRAINED.get(finding_id, (BCE_ONLY, f"{BCE_ONLY}, {what}"))
+        sides = Measured(names[0], before), Measured(names[1], after)
+        direct = finding_id in UNTRAINED
+        return Comparison(
+            what, *sides, found.value, found.ci, data["p"], data.get("correlation", 0.0), direct
+        )
 
     def _pair(self, before: str, after: str) -> Comparison | None:
         left, right = self.arms(before, after)
@@ -360,6 +371,68 @@ def _teacher_on_train(trials: Trials) -> Comparison | None:
     return replace(_from_difference(what, "teacher on train", "teacher on val", difference), direct=True)
 
 
+def _normalized(trials: Trials) -> Comparison | None:
+    """The status quo against the same training on pixels that are normalised as pretrained networks expect."""
+    (before,) = trials.arms(STATUS_QUO)
+    patch = normalization_patch(trials.case)
+    if before is None or patch is None:
+        return None
+    after = trials.variant("normalized", dotted(patch))
+    if after is None:
+        return None
+    name = f"{STATUS_QUO}, normalised"
+    return compare(
+        "correcting the normalisation", STATUS_QUO, half_b(before.val_scores), name, half_b(after.val_scores)
+    )
+
+
+def _larger_student(trials: Trials) -> Comparison | None:
+    """BCE only with the configured student against BCE only with Tiny-LaDeDa; None where it is that already."""
+    (before,) = trials.arms(BCE_ONLY)
+    if before is None or trials.settings.student.arch == LARGER_STUDENT["arch"]:
+        return None
+    after = trials.variant("larger_student", dotted({"student": LARGER_STUDENT}), BCE_ONLY)
+    if after is None:
+        return None
+    what, name = "a larger student", f"{BCE_ONLY} with {LARGER_STUDENT['arch']}"
+    return compare(what, BCE_ONLY, half_b(before.val_scores), name, half_b(after.val_scores))
+
+
+def _more_images(trials: Trials) -> Comparison | None:
+    """BCE only on as many images as train has against BCE only on more, both from half A of val, judged on half B.
+
+    Both trainings take about as many steps. None where val's half A is hardly larger than train, or where its small
+    part already does better than train: then it is not the number of images that fails.
+    """
+    (baseline,) = trials.arms(BCE_ONLY)
+    after = training.load_arm(RunFolder(trials.run.artifact(VAL_HALVES)), BCE_ONLY)
+    if baseline is None or after is None:
+        return None
+    table = images.read_table(trials.settings).frame
+    counts = table[table["split"] == "train"]["label"].value_counts()
+    half = baseline.val_scores[["path", "half"]]
+    val = table[table["split"] == "val"].merge(half, on="path")
+    pool, judged = val[val["half"] == "A"], val[val["half"] == "B"]
+    if len(counts) < 2 or any(counts[label] * MORE > (pool["label"] == label).sum() for label in (0, 1)):
+        return None
+    seed = trials.settings.training.seed
+    few = pd.concat(
+        [pool[pool["label"] == label].sample(int(counts[label]), random_state=seed) for label in (0, 1)]
+    )
+    before = retrain.on_images(
+        trials.settings, trials.run, "as_few_images", few, judged, progress=trials.progress
+    )
+    if before is None:
+        return None
+    small = before.auc
+    own = baseline.auc_on("B")
+    if small.defined and own.defined and small.ci[0] > own.ci[1]:
+        return None
+    what = f"training on {len(pool)} images instead of {len(few)}"
+    names = f"{BCE_ONLY} on {len(few)} images", f"{BCE_ONLY} on {len(pool)} images"
+    return compare(what, names[0], before.val_scores, names[1], after.val_scores)
+
+
 def _trained_on_val(trials: Trials) -> Comparison | None:
     """BCE only trained on train against BCE only trained on half A of val; both judged on half B."""
     (before,) = trials.arms(BCE_ONLY)
@@ -396,7 +469,8 @@ def _teacher_variant(trials: Trials) -> Comparison | None:
 
 def _best_alpha(trials: Trials) -> Comparison | None:
     """The status quo against the weighting that was best on half A, proven on half B."""
-    trained = [arm for arm in trials.arms(BCE_ONLY, *ALPHA_ARMS) if arm is not None]
+    known = [arm for arm in ALPHA_ARMS if arm in trials.results]
+    trained = [arm for arm in trials.arms(BCE_ONLY, *(known or ALPHA_ARMS)) if arm is not None]
     if not trained:
         return None
     best = max(trained, key=lambda arm: (_half_a_auc(arm), arm.id))
@@ -440,6 +514,9 @@ EXPERIMENTS: dict[str, Callable[[Trials], Comparison | None]] = {
     "without_leaks": _without_leaks,
     "encoded_alike": _encoded_alike,
     "train_labels_flipped": _train_labels_flipped,
+    "normalized": _normalized,
+    "larger_student": _larger_student,
+    "more_images": _more_images,
     "teacher_variant": _teacher_variant,
     "trained_on_val": _trained_on_val,
     "teacher_on_train": _teacher_on_train,

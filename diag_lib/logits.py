@@ -324,6 +324,12 @@ def _alignment(grid: GridCheck | None) -> Finding:
         "undecided": "The teacher's map does not visibly follow simple local "
         f"content (R^2 {grid.identity}); the grid stays open.",
     }[answer]
+    best = grid.turned if grid.student_says_turned else grid.best
+    if grid.student_says_turned:
+        text = (
+            f"The teacher's map agrees with the student's own when it is {best}: the correlation inside a "
+            f"picture rises by {grid.turned_gain} on images that chose nothing."
+        )
     severity: Severity = {"yes": "ok", "no": "error", "undecided": "note"}[answer]  # type: ignore[assignment]
     return Finding(
         "logits.alignment",
@@ -334,7 +340,7 @@ def _alignment(grid: GridCheck | None) -> Finding:
         grid.identity.ci,
         0.0,
         grid.n,
-        {"best": grid.best, "gain": grid.gain, "as_is": grid.best == IDENTITY},
+        {"best": best, "gain": grid.gain, "as_is": best == IDENTITY, "student_gain": grid.turned_gain},
     )
 
 

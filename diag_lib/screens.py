@@ -6,12 +6,26 @@ the experiment beside it in `diag_lib.causes.CAUSES` does.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from diag_lib.evidence import Answer, Evidence, Finding
 from diag_lib.settings import Settings
 from diag_lib.statistics import Auc, n_per_class_needed
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLEARLY_WORKS = 0.90
+"""A BCE-only AUC whose interval lies above it leaves nothing for a cause of the data or the optimisation to explain."""
+ENOUGH_A_CLASS = 412
+"""Images a class with which "AUC below .55" can be established; a train set of that size is not called too small."""
+LARGER_STUDENT: dict[str, Any] = {
+    "arch": "tiny_ladeda",
+    "weights": None,
+    "preprocess": "right_diag",
+    "trainable_s1": ["all"],
+    "trainable_s2": ["all"],
+}
+"""What a student without capacity is measured against, all of it trained."""
+OPTIMISATION = ("baseline.learning_rate", "baseline.frozen", "baseline.undertrained")
 MATERIAL_GAIN = 0.02
 """An intervention counts when its paired gain is at least this AUC and its interval is above zero."""
 
@@ -138,6 +152,47 @@ def shortcut(case: Case) -> Suspicion | RuledOut | None:
     return Suspicion(joint.message, (joint.id,), weak=True)
 
 
+def normalization_patch(case: Case) -> dict[str, Any] | None:
+    """The settings that normalise these pixels well, or None where the audit found nothing wrong.
+
+    What the teacher's own probe proved comes first, else ImageNet's values, which pretrained networks expect.
+    """
+    if not case.says("audit.normalization", "yes"):
+        return None
+    probed = case.finding("teacher.preprocessing")
+    if probed is not None and probed.answer == "yes":
+        dataset = (probed.data.get("settings") or {}).get("dataset", {})
+        if "normalize_mean" in dataset:
+            return {"dataset": {name: dataset[name] for name in ("normalize_mean", "normalize_std")}}
+    return {"dataset": {"normalize_mean": list(IMAGENET_MEAN), "normalize_std": list(IMAGENET_STD)}}
+
+
+def student_normalization(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("audit.normalization")
+    if found is None or found.answer == "undecided":
+        return None
+    if found.answer == "yes":
+        return Suspicion(found.message, (found.id, "distillation.status_quo"))
+    return RuledOut(f"the normalisation fits the pixels: {found.message}")
+
+
+def too_little_data(case: Case) -> Suspicion | RuledOut | None:
+    """Few images a class, and a student that knows them far better than others."""
+    counts, baseline = case.finding("audit.imbalance"), case.finding("baseline.auc")
+    if counts is None or baseline is None or baseline.ci is None or baseline.value is None:
+        return None
+    fewest = min(int(counts.data.get(name, ENOUGH_A_CLASS)) for name in ("real", "fake"))
+    told = f"train has {fewest} images of its rarer class"
+    if fewest >= ENOUGH_A_CLASS:
+        return RuledOut(told)
+    if baseline.ci[0] > CLEARLY_WORKS:
+        return RuledOut(f"{told}, but they suffice: BCE-only AUC {baseline.value:.2f} {_text(baseline.ci)}")
+    train = baseline.data.get("train_ci")
+    memorised = train is not None and train[0] > baseline.ci[1]
+    because = f"{told}; BCE-only AUC {_text(baseline.ci)} on val against {_text(train)} on them"
+    return Suspicion(because, (counts.id, baseline.id, "baseline.overfit_batch"), weak=not memorised)
+
+
 def labels_inverted_train(case: Case) -> Suspicion | RuledOut | None:
     train, val = case.interval("teacher.auc_train"), case.interval("teacher.auc")
     if train is None or val is None:
@@ -237,7 +292,11 @@ def no_signal(case: Case) -> Suspicion | RuledOut | None:
             f"neither train {_text(held_out.ci)} nor val {_text(val.ci)} can be learned, "
             "yet one batch can be overfit"
         )
-        return Suspicion(because, (held_out.id, val.id, batch.id), weak=True)
+        evidence = (held_out.id, val.id, batch.id, *OPTIMISATION)
+        open_still = [name for name in OPTIMISATION if (found := case.finding(name)) and found.answer != "no"]
+        return Suspicion(
+            because, evidence, weak=bool(open_still) or _rescued(case) or case.teacher_useless is False
+        )
     return None
 
 
@@ -251,21 +310,56 @@ def weights_not_loaded(case: Case) -> Suspicion | RuledOut | None:
     return Suspicion(found.message, (found.id,)) if found.answer == "no" else RuledOut(found.message)
 
 
+def teacher_train_mode(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("teacher.train_mode")
+    if found is None or found.answer == "undecided":
+        return None
+    return (
+        Suspicion(found.message, (found.id, "teacher.auc"))
+        if found.answer == "yes"
+        else RuledOut(found.message)
+    )
+
+
+def teacher_stale_cache(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("teacher.repeatable")
+    if found is None or found.answer == "undecided":
+        return None
+    return (
+        Suspicion(found.message, (found.id, "teacher.auc"))
+        if found.answer == "no"
+        else RuledOut(found.message)
+    )
+
+
 def teacher_preprocessing(case: Case) -> Suspicion | RuledOut | None:
     found = case.finding("teacher.preprocessing")
     if found is None:
         return None
-    if found.answer == "yes":
-        return Suspicion(found.message, (found.id, "teacher.bn_fingerprint"))
-    if found.answer == "undecided":
-        return Suspicion(found.message, (found.id, "teacher.bn_fingerprint"), weak=True)
-    return RuledOut(found.message)
+    if found.answer == "no":
+        return RuledOut(found.message)
+    if found.answer == "yes" and not _worth_feeding_otherwise(case):
+        return RuledOut(f"{found.message} Even so it would know too little to teach")
+    # A few enormous patches spoil the image logits; whatever damps them looks like the right preprocessing.
+    outliers = case.says("logits.heavy_tail", "yes") and not case.says("teacher.bn_fingerprint", "yes")
+    weak = found.answer == "undecided" or outliers
+    return Suspicion(found.message, (found.id, "teacher.bn_fingerprint"), weak=weak)
+
+
+def _worth_feeding_otherwise(case: Case) -> bool:
+    """Whether the teacher, fed in the better way that its probe proved, knows something for certain."""
+    found = case.finding("teacher.preprocessing")
+    after = found.data.get("after_ci") if found is not None and found.answer == "yes" else None
+    return after is not None and after[0] > case.limits.teacher_auc_low
 
 
 def teacher_inverted(case: Case) -> Suspicion | RuledOut | None:
     train, val = case.interval("teacher.auc_train"), case.interval("teacher.auc")
     if val is None:
         return None
+    fed = case.finding("teacher.preprocessing")
+    if fed is not None and not fed.data.get("flipped", True) and _worth_feeding_otherwise(case):
+        return RuledOut(f"fed otherwise the teacher is not inverted: {fed.message}")
     if case.teacher_inverted and (train is None or train[1] < 0.5):
         because = f"the teacher ranks real above fake: AUC {_text(val)} on val, {_text(train)} on train"
         return Suspicion(because, ("teacher.inverted", "teacher.auc", "teacher.auc_train"))
@@ -280,7 +374,7 @@ def teacher_domain_shift(case: Case) -> Suspicion | RuledOut | None:
     evidence = ("teacher.auc", "teacher.weights_loaded", "teacher.preprocessing", "distillation.best_arm")
     if case.says("teacher.weights_loaded", "no"):
         return RuledOut("the teacher's weights were not loaded, so its knowledge was never asked")
-    if case.says("teacher.preprocessing", "yes"):
+    if _worth_feeding_otherwise(case):
         return RuledOut("with another preprocessing the teacher does know this data")
     if case.teacher_inverted:
         return RuledOut("the teacher separates the classes, the wrong way round")
@@ -328,6 +422,18 @@ def from_finding(finding_id: str, *, unless_rescued: bool = True) -> Screen:
     return screen
 
 
+def detached_graph(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("baseline.gradients")
+    if found is None or found.answer == "undecided":
+        return None
+    if found.answer == "yes":
+        return RuledOut(found.message)
+    baseline = case.arms.get("bce_only")
+    if baseline is not None and baseline.defined and baseline.ci[0] > CLEARLY_WORKS:
+        return RuledOut(f"{found.message} The student learns all the same: AUC {_text(baseline.ci)}")
+    return Suspicion(found.message, (found.id, "baseline.auc"))
+
+
 def lr(direction: Literal["low", "high"]) -> Screen:
     probe = from_finding("baseline.learning_rate")
 
@@ -345,9 +451,11 @@ def capacity(case: Case) -> Suspicion | RuledOut | None:
     found = case.finding("baseline.overfit_batch")
     if found is None or case.baseline_learns is True:
         return None
-    if found.answer == "no":
-        return Suspicion(found.message, (found.id,), weak=True)
-    return RuledOut(found.message)
+    if found.answer != "no":
+        return RuledOut(found.message)
+    flows = found.data.get("gradients_flow", False) and found.data.get("parameters_move", False)
+    helped = any(case.says(name, "yes") for name in OPTIMISATION)
+    return Suspicion(found.message, (found.id, "baseline.auc"), weak=not flows or helped or _rescued(case))
 
 
 # --- loss -------------------------------------------------------------------------------------------------

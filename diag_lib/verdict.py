@@ -214,7 +214,8 @@ def _judge(
         return name("likely" if suspicion.weak else "established")
     if effect == "absent":
         return RuledOut(f"{suspicion.because}; but {proof.sentence()}")
-    if suspicion.weak or case.status_quo_learns:
+    promising = proof.p < SIGNIFICANCE and abs(proof.delta) >= MATERIAL_GAIN
+    if suspicion.weak or case.status_quo_learns or not promising:
         return Open(
             cause.id, f"{suspicion.because}; {proof.sentence()}", {**_images_for(proof), **suspicion.needs}
         )

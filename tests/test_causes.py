@@ -4,6 +4,7 @@ import pytest
 
 from diag_lib.causes import CAUSES, Cause
 from diag_lib.evidence import Answer, Evidence, Finding
+from diag_lib.experiments import dotted
 from diag_lib.screens import Case, RuledOut, Suspicion
 from diag_lib.settings import Settings
 from diag_lib.statistics import Auc
@@ -50,8 +51,7 @@ def test_every_fix_is_a_valid_settings_patch_or_says_what_to_do(cause: Cause) ->
     fix = cause.fix(case())
     assert fix.text.endswith(".")
     if fix.settings:
-        (section,) = fix.settings["training"].values()
-        Settings().with_overrides({f"training.distillation.{key}": value for key, value in section.items()})
+        Settings().with_overrides(dotted(fix.settings))
 
 
 def test_a_useless_teacher_is_told_from_unloaded_weights_from_inversion_and_from_wrong_preprocessing() -> (
@@ -61,11 +61,20 @@ def test_a_useless_teacher_is_told_from_unloaded_weights_from_inversion_and_from
     assert isinstance(screen(case(teacher(0.46, 0.53))), Suspicion)
     for look_alike in (
         case(teacher(0.46, 0.53), found("teacher.weights_loaded", "no")),
-        case(teacher(0.46, 0.53), found("teacher.preprocessing", "yes")),
+        case(teacher(0.46, 0.53), found("teacher.preprocessing", "yes", after_ci=(0.7, 0.8))),
         case(teacher(0.20, 0.30)),
         case(teacher(0.80, 0.90)),
     ):
         assert isinstance(screen(look_alike), RuledOut)
+    hardly_better = found("teacher.preprocessing", "yes", after_ci=(0.5, 0.6))
+    assert isinstance(screen(case(teacher(0.46, 0.53), hardly_better)), Suspicion)
+
+
+def test_a_teacher_that_another_preprocessing_turns_round_is_not_called_inverted() -> None:
+    turned = found("teacher.preprocessing", "yes", after_ci=(0.9, 0.95), flipped=False)
+    assert isinstance(BY_ID["teacher_inverted"].screen(case(teacher(0.2, 0.3))), Suspicion)
+    assert isinstance(BY_ID["teacher_inverted"].screen(case(teacher(0.2, 0.3), turned)), RuledOut)
+    assert isinstance(BY_ID["teacher_preprocessing"].screen(case(teacher(0.2, 0.3), turned)), Suspicion)
 
 
 def test_an_undecided_teacher_says_how_many_images_would_decide() -> None:
@@ -120,3 +129,43 @@ def test_a_weight_is_too_high_only_if_the_labels_alone_do_better_with_an_informa
     assert isinstance(screen(case(teacher(0.6, 0.7), status_quo=0.62, bce_only=0.9)), Suspicion)
     assert isinstance(screen(case(teacher(0.6, 0.7), status_quo=0.9, bce_only=0.9)), RuledOut)
     assert screen(case(teacher(0.46, 0.53), status_quo=0.62, bce_only=0.9)) is None
+
+
+def test_too_little_data_needs_few_images_and_a_student_that_knows_only_them() -> None:
+    screen = BY_ID["too_little_data"].screen
+    few, many = (found("audit.imbalance", "no", real=n, fake=n) for n in (20, 500))
+    gap, none = (
+        found("baseline.auc", "no", (0.55, 0.65), train_ci=ci) for ci in ((0.95, 0.99), (0.55, 0.65))
+    )
+    opinion = screen(case(few, gap))
+    assert isinstance(opinion, Suspicion) and not opinion.weak
+    assert screen(case(few, none)).weak
+    assert isinstance(screen(case(many, gap)), RuledOut)
+    assert isinstance(
+        screen(case(few, found("baseline.auc", "yes", (0.92, 0.97), train_ci=(1.0, 1.0)))), RuledOut
+    )
+
+
+def test_no_signal_is_certain_only_when_no_way_of_training_helps() -> None:
+    silent = (
+        found("baseline.heldout_train", "no", (0.46, 0.54)),
+        found("baseline.val_learnable", "no", (0.46, 0.54)),
+        found("baseline.overfit_batch", "yes"),
+        teacher(0.46, 0.54),
+    )
+    screen = BY_ID["no_signal"].screen
+    assert not screen(case(*silent, found("baseline.learning_rate", "no"), bce_only=0.5)).weak
+    assert screen(case(*silent, found("baseline.learning_rate", "undecided"), bce_only=0.5)).weak
+    assert screen(case(*silent[:3], teacher(0.8, 0.9), bce_only=0.5)).weak
+
+
+def test_a_wrong_normalisation_is_corrected_as_the_teachers_probe_proved_it() -> None:
+    fix = BY_ID["student_normalization"].fix
+    wrong = found("audit.normalization", "yes")
+    assert fix(case(wrong)).settings["dataset"]["normalize_mean"] == [0.485, 0.456, 0.406]
+    patch = {"dataset": {"normalize_mean": [0.5] * 3, "normalize_std": [0.5] * 3}}
+    assert fix(case(wrong, found("teacher.preprocessing", "yes", settings=patch))).settings == patch
+    assert fix(case(found("audit.normalization", "no"))).settings is None
+    assert isinstance(
+        BY_ID["student_normalization"].screen(case(found("audit.normalization", "no"))), RuledOut
+    )

@@ -1,5 +1,6 @@
 """How do several processes share the work?"""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,29 +8,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from training_data import small_settings, write_dataset
 
 from diag_lib import training
 from diag_lib.evidence import RunFolder
+from diag_lib.images import open_split
 from diag_lib.settings import Settings
+from diag_lib.teacher_cache import teacher_maps
 
 pytestmark = pytest.mark.slow
 
-NET = """
-import torch
-
-def make():
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Tanh(), torch.nn.Conv2d(4, 1, 3, 2))
-"""
-
+RECORD_BYTES = 36  # of the cache's index
 SCRIPT = """
-import sys
+import json, sys
 from diag_lib import settings, training
 from diag_lib.evidence import RunFolder
+from diag_lib.images import open_split
 
 chosen = settings.load(sys.argv[1])
 run = RunFolder(sys.argv[2])
-if sys.argv[3] == "finetune":
+if sys.argv[3] == "alone":  # one by one: each is shared by both processes
+    extra = json.load(open(sys.argv[4]))
+    for arm in extra:
+        training.train_arms(chosen, run, [arm], extra=extra, progress=False)
+elif sys.argv[3] == "finetune":
     training.finetune_teacher(chosen, run, epochs=1, progress=False)
 else:
     training.train_arms(chosen, run, sys.argv[3:], progress=False)
@@ -52,37 +55,61 @@ def torchrun(folder: Path, settings: Settings, run: RunFolder, *what: str) -> No
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_one_arm_is_trained_data_parallel(tmp_path, monkeypatch):
-    """Without BatchNorm the shards' gradients add up to the whole batch's, also for an odd last batch."""
-    (tmp_path / "shared_net.py").write_text(NET)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("DIAG_TRUST_CODE", "1")
+LOSSES = [("mse", "none"), ("correlation", "standardize"), ("huber", "batch"), ("bernoulli_kl", "layer")]
+
+
+def test_one_arm_over_two_processes_is_the_same_training(tmp_path):
+    """Whatever the loss compares within a batch, with BatchNorm, and with a last batch of one image."""
     root = write_dataset(tmp_path / "data", train=13, val=7)
+    arms = {f"{loss}_{normalize}": {
+        "training.distillation.loss": loss, "training.distillation.normalize": normalize,
+    } for loss, normalize in LOSSES}  # fmt: skip
     settings = small_settings(
-        root, student__arch="shared_net:make", student__preprocess="raw", training__batch_size=5
+        root,
+        training__batch_size=5,
+        runtime__budget="full",
+        training__optimizer="sgd",
+        training__weight_decay=0.0,
     )
-    torchrun(tmp_path, settings, RunFolder(tmp_path / "two" / "run"), "status_quo")
-    two = training.load_arm(RunFolder(tmp_path / "two" / "run"), "status_quo")
-    one = training.train_arms(settings, RunFolder(tmp_path / "one" / "run"), ["status_quo"], progress=False)
-    alone = one["status_quo"]
-    np.testing.assert_allclose(two.val_scores["score"], alone.val_scores["score"], rtol=1e-3, atol=1e-4)
-    start = training.predict(
-        training.train_arms(  # an untrained student scores differently: the comparison means something
-            small_settings(
-                root,
-                student__arch="shared_net:make",
-                student__preprocess="raw",
-                training__lr_s1=1e-9,
-                training__lr_s2=1e-9,
-            ),
-            RunFolder(tmp_path / "zero" / "run"),
-            ["status_quo"],
-            progress=False,
-        )["status_quo"].model(settings),
-        training.runner.Splits(settings, RunFolder(tmp_path / "one" / "run")).of(settings, "val"),
-        settings,
-    ).logits
-    assert np.abs(start - alone.val_scores["score"]).max() > 0.05
+    two, one = (RunFolder(tmp_path / name / "run") for name in ("two", "one"))
+    (tmp_path / "arms.json").write_text(json.dumps(arms))
+    torchrun(tmp_path, settings, two, "alone", str(tmp_path / "arms.json"))
+    here = training.train_arms(settings, one, list(arms), extra=arms, progress=False)
+    shifted = settings.with_overrides({"training.seed": 5})
+    other = training.train_arms(
+        shifted, RunFolder(tmp_path / "other" / "run"), list(arms), extra=arms, progress=False
+    )
+    for arm, alone in here.items():
+        there = training.load_arm(two, arm)
+        assert (
+            np.abs(other[arm].val_scores["score"] - alone.val_scores["score"]).max() > 0.05
+        )  # so this tells:
+        np.testing.assert_allclose(there.val_scores["score"], alone.val_scores["score"], rtol=1e-3, atol=1e-4)
+        for name in ("train_loss", "train_distill_loss", "val_loss", "val_auc"):
+            np.testing.assert_allclose(there.history[name], alone.history[name], rtol=1e-3)
+        assert there.image_steps == alone.image_steps == 26 * 3
+        for found, wanted in zip(there.evidence["gradients"], alone.evidence["gradients"], strict=True):
+            for name in ("distill_norm", "task_norm", "cosine"):
+                assert found[name] == pytest.approx(wanted[name], rel=1e-2, abs=1e-3)
+        kept, expected = (dict(run.model(settings).named_buffers()) for run in (there, alone))
+        for name, buffer in kept.items():
+            torch.testing.assert_close(buffer, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_teacher_is_asked_once_by_both_together(tmp_path):
+    """The pass is shared out; afterwards the cache holds all of it, to the bit what one process would write."""
+    root = write_dataset(tmp_path / "data", train=9, val=4)
+    settings = small_settings(root, dataset__augment="none")
+    two = RunFolder(tmp_path / "two" / "run")
+    torchrun(tmp_path, settings, two, "status_quo")
+    maps = teacher_maps(settings, open_split(settings, "train", two), two, progress=False)
+    everything = np.arange(18)
+    there = maps.get(everything)
+    assert maps.computed == 0
+    alone = teacher_maps(settings, maps.images, RunFolder(tmp_path / "one" / "run").create(), progress=False)
+    assert torch.equal(there, alone.get(everything))
+    (index,) = two.default_cache.rglob("index")
+    assert index.stat().st_size == 18 * RECORD_BYTES  # nobody computed what the other had
 
 
 def test_several_arms_are_split_and_stay_the_same(tmp_path):

@@ -166,7 +166,7 @@ class Opened:
         place = f".jp-Cell[data-windowed-list-index='{self.page.evaluate(SHOW, cell)}'] .jp-OutputArea-output"
         self.page.wait_for_selector(f"{place} .widget-html img", timeout=60_000)
         shown = Shown(self.page, self.page.locator(place).first)
-        assert shown.settled().strip(), f"{cell} shows no text"
+        shown.settled()
         return shown
 
     def shoot(self, name: str) -> None:
@@ -218,11 +218,12 @@ class Shown:
         return self.settled()
 
     def settled(self) -> str:
-        """The text once it has stopped changing: a redraw may come in several parts."""
+        """The text once the board has stopped changing and its picture is drawn: a redraw may come in several parts."""
+        picture = self.place.locator(".widget-html img")
         for _ in range(40):
             seen = self.content
             self.page.wait_for_timeout(500)
-            if self.text.strip() and self.content == seen:
+            if self.content == seen and picture.evaluate("image => image.complete && image.clientHeight > 0"):
                 break
         return self.text
 

@@ -1,6 +1,9 @@
 """Which patch maps are already computed, and can each of them still be trusted?"""
 
 import multiprocessing
+import os
+import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -76,6 +79,15 @@ def test_a_damaged_map_is_missing_and_can_be_replaced(tmp_path):
     np.testing.assert_array_equal(stored(tmp_path, 2), [round_map(m) for m in maps(2)])
 
 
+def test_maps_that_changed_places_are_missing(tmp_path):
+    MapStore(tmp_path, DESCRIPTION).append([key(0), key(1), key(2)], maps(3))
+    file = tmp_path / "maps.f16"
+    first, second, third = np.split(np.frombuffer(file.read_bytes(), np.uint8), 3)
+    file.write_bytes(np.concatenate([second, first, third]).tobytes())
+    kinds, _ = MapStore(tmp_path, DESCRIPTION).lookup([key(0), key(1), key(2)])
+    assert [kind != MISSING for kind in kinds] == [False, False, True]
+
+
 @pytest.mark.parametrize("foreign", ["other", "noise", "short"])
 def test_foreign_files_are_not_taken_for_maps(tmp_path, foreign):
     MapStore(tmp_path / "a", {**DESCRIPTION, "weights": "other"}).append([key(0)], maps(1))
@@ -129,3 +141,39 @@ def test_two_runs_can_write_at_once(tmp_path):
         assert writer.exitcode == 0
     expected = [round_map(maps(1, seed=n, spread=2000.0 if n % 3 else 1.0)[0]) for n in range(40)]
     np.testing.assert_array_equal(stored(tmp_path, 40), expected)
+
+
+def _write_for_ever(folder: str) -> None:
+    store, number = MapStore(Path(folder), DESCRIPTION), 0
+    while True:
+        keys = [key(number + k) for k in range(50)]
+        store.append(keys, np.concatenate([maps(1, seed=number + k) for k in range(50)]))
+        number += 50
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_run_killed_while_it_writes_leaves_only_true_maps(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    writer = context.Process(target=_write_for_ever, args=(str(tmp_path),))
+    writer.start()
+    index, seen = tmp_path / "index", 0
+    for growth in range(3):
+        while not index.exists() or index.stat().st_size <= seen:
+            assert writer.is_alive()
+            time.sleep(0.001)
+        seen = index.stat().st_size
+        if growth < 2:
+            continue
+        os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    store = MapStore(tmp_path, DESCRIPTION)
+    kinds, rows = store.lookup([key(n) for n in range(5000)])
+    there = np.flatnonzero(kinds != MISSING)
+    assert len(there) >= 50 and (there == np.arange(len(there))).all()
+    expected = np.stack([round_map(maps(1, seed=int(n))[0]) for n in there])
+    np.testing.assert_array_equal(store.read(kinds[there], rows[there]), expected)
+    new = len(there)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.append([key(new)], maps(1, seed=new))  # the lock died with its holder
+    np.testing.assert_array_equal(stored(tmp_path, new + 1)[new], round_map(maps(1, seed=new)[0]))

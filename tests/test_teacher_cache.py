@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from training_data import SIZE, picture, small_settings, write_dataset
 
+from diag_lib import training
 from diag_lib.evidence import RunFolder
 from diag_lib.images import open_split, to_input
 from diag_lib.losses import LogitScale
@@ -119,8 +121,122 @@ def test_seed_and_augmentation_share_what_does_not_depend_on_them(root, run, tmp
     ask(small_settings(root, **base), run, (0, 1))
     assert ask(small_settings(root, **base, training__seed=7), run, (0, 1)).computed == 0
     crops = {**base, "dataset__augment": "flip_crop"}
-    assert ask(small_settings(root, **crops), run, (0, 1)).computed == 8  # view 0 is shared, crops are new
-    assert ask(small_settings(root, **crops, training__seed=7), run, (0, 1)).computed == 8  # other crops
+    views = range(8)
+    first = ask(small_settings(root, **crops), run, views)
+    assert 8 < first.computed <= 16  # view 0 is shared; at most two larger squares an image hold all crops
+    other = ask(small_settings(root, **crops, training__seed=7), run, views)
+    assert first.computed + other.computed == 16  # another seed cuts elsewhere, from the same larger squares
+    one = np.full(8, 3)
+    assert not torch.equal(first.get(range(8), one), other.get(range(8), one))
+
+
+@pytest.mark.parametrize(("arch", "preprocess", "exact"), [
+    ("tiny_ladeda", "NPR", True), ("ladeda9", "NPR", True), ("ladeda9", "raw", True),
+    ("tiny_ladeda", "right_diag", False), ("timm/resnet10t", "raw", False),
+])  # fmt: skip
+def test_crops_are_slices_exactly_where_the_network_allows_it(root, run, arch, preprocess, exact):
+    """One look at the larger square answers for all crops, unless a border would change what a patch sees."""
+    size = {"dataset__image_size": 33 if preprocess == "NPR" else SIZE}  # odd: a block of NPR is cut
+    settings = small_settings(
+        root, teacher__arch=arch, teacher__preprocess=preprocess, dataset__augment="flip_crop", **size
+    )
+    maps = teacher_maps(settings, open_split(settings, "train", run), run, progress=False)
+    views = np.arange(1, 8)
+    got = maps.get(np.full(7, 5), views)
+    mirrored = maps.images.crops(np.full(7, 5), views)[2]
+    assert maps.computed == (len(set(mirrored)) if exact else 7)
+    for view, found in zip(views, got, strict=True):
+        alone = expected(settings, run, 5, int(view))
+        np.testing.assert_allclose(found[0], alone, rtol=2e-3, atol=2e-3 * np.abs(alone).max())
+
+
+def test_files_that_change_places_are_asked_about_again(root, run):
+    """Same paths, sizes and dates: only the bytes tell."""
+    for name in ("000", "001"):
+        source = root / "train" / "real" / f"{name}.png"
+        Image.open(source).save(source.with_suffix(".bmp"))
+        source.unlink()
+    settings = small_settings(root)
+    before = ask(settings, run).get(np.arange(8))
+    first, second = (root / "train" / "real" / f"{name}.bmp" for name in ("000", "001"))
+    status = first.stat()
+    assert status.st_size == second.stat().st_size
+    contents = first.read_bytes(), second.read_bytes()
+    for file, content in ((first, contents[1]), (second, contents[0])):
+        file.write_bytes(content)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    maps = ask(settings, run)
+    row = {path: int(i) for i, path in maps.images.frame["path"].items()}
+    swapped = [next(i for path, i in row.items() if path.endswith(f"real/{n}.bmp")) for n in ("000", "001")]
+    after = maps.get(np.arange(8))
+    assert torch.equal(after[swapped], before[swapped[::-1]]) and not torch.equal(after, before)
+    assert maps.computed == 0  # both were known, under their bytes
+
+
+def test_new_dates_and_a_new_place_ask_nothing_again(root, run, tmp_path):
+    settings = small_settings(root)
+    ask(settings, run)
+    moved = root.rename(tmp_path / "moved")
+    for file in moved.rglob("*.png"):
+        file.touch()
+    assert ask(small_settings(moved), run).computed == 0
+
+
+def test_overwritten_weights_are_another_teacher(root, run, tmp_path):
+    file = tmp_path / "teacher.safetensors"
+    settings = small_settings(root, teacher__weights=str(file))
+    teacher, _ = build_teacher(small_settings(root))
+    save_weights(teacher, file)
+    status, before = file.stat(), ask(settings, run)
+    with torch.no_grad():
+        teacher.fc.bias.add_(1.0)
+    save_weights(teacher, file)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file.stat().st_size == status.st_size
+    after = ask(settings, run)
+    assert after.computed == 8
+    np.testing.assert_allclose(after.get([6]), before.get([6]) + 1, atol=2e-3)
+
+
+FULL = """
+import resource, signal, sys, warnings
+from diag_lib import settings, training
+from diag_lib import training
+from diag_lib.evidence import RunFolder
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    chosen = settings.load(sys.argv[1])
+    from diag_lib import map_store
+    real = map_store._append_aligned
+    def full(path, block, unit):  # the disk is full for the maps alone: files of the cache cannot grow
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))
+        try:
+            return real(path, block, unit)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    map_store._append_aligned = full
+    arms = training.train_arms(chosen, RunFolder(sys.argv[2]), ["status_quo"], progress=False)
+print(arms["status_quo"].auc.value, [str(w.message) for w in said if "teacher cache" in str(w.message)])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+def test_a_run_on_a_full_disk_says_so_and_goes_on_without_the_cache(root, run, tmp_path):
+    settings = small_settings(root)
+    (tmp_path / "settings.yaml").write_text(settings.to_yaml())
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "settings.yaml"), str(tmp_path / "full" / "run")],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    value, said = done.stdout.split(" ", 1)
+    assert "cannot be written" in said and "runtime.cache_dir" in said and said.count("teacher cache") == 1
+    assert (
+        float(value)
+        == training.train_arms(settings, run, ["status_quo"], progress=False)["status_quo"].auc.value
+    )
 
 
 def test_an_edited_network_of_the_user_is_another_teacher(root, run, tmp_path, monkeypatch):

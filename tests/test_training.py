@@ -1,6 +1,10 @@
 """Does the student learn under these settings, and under which others would it?"""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +21,12 @@ from training_data import small_settings, write_dataset
 from diag_lib import training
 from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder
-from diag_lib.images import epoch_batches, open_split, to_input
+from diag_lib.images import ImageSet, epoch_batches, open_split, to_input
 from diag_lib.models import build_student, build_teacher, save_weights
 from diag_lib.settings import Settings
 from diag_lib.statistics import auc
-from diag_lib.teacher_cache import teacher_maps
-from diag_lib.training import loop, runner
+from diag_lib.teacher_cache import TeacherMaps, teacher_maps
+from diag_lib.training import launch, loop, runner, shared
 from diag_lib.training.signals import GradientSignals, gradient_signals, sampled_epochs
 
 
@@ -183,6 +187,50 @@ def test_arms_do_not_depend_on_which_others_are_trained_beside_them(root, tmp_pa
         same(train(settings, RunFolder(tmp_path / "b"), arm)[arm], together[arm])
 
 
+def test_one_decoding_and_one_look_up_a_batch_serve_all_arms(root, tmp_path, monkeypatch):
+    """What is asked of the images and of the teacher does not grow with the number of arms."""
+    asked = {}
+    for name, owner in (("pixels", ImageSet), ("get", TeacherMaps)):
+        real = getattr(owner, name)
+
+        def counted(self, *arguments, name=name, real=real, **options):
+            asked[name] = asked.get(name, 0) + 1
+            return real(self, *arguments, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+    ids = ("status_quo", "standardized", "alpha_0.1", "alpha_0.01")
+    counts = []
+    for count in (1, 4):
+        asked.clear()
+        train(small_settings(root), RunFolder(tmp_path / str(count) / "run"), "standardized", *ids[:count])
+        counts.append(dict(asked))
+    assert counts[0] == counts[1] and counts[0]["pixels"] > 3
+
+
+def test_arms_that_share_a_frozen_stem_compute_it_once_and_stay_the_same(root, tmp_path, monkeypatch):
+    """Of three arms two have the guide's frozen stem; each is to the bit what it is alone."""
+    settings = small_settings(
+        root, student__trainable_s1=["fc"], student__trainable_s2=["layer1", "fc"], training__epochs_s1=2
+    )
+    alone = {
+        arm: train(settings, RunFolder(tmp_path / arm / "run"), arm)[arm]
+        for arm in ("status_quo", "bce_only", "unfrozen")
+    }
+    sizes = []
+    real = shared.stem_features
+
+    def noted(models, x):
+        found = real(models, x)
+        sizes.append(sum(features is not None for features in found))
+        return found
+
+    monkeypatch.setattr(loop, "stem_features", noted)
+    together = train(settings, RunFolder(tmp_path / "together" / "run"), *alone)
+    for arm, result in alone.items():
+        same(result, together[arm])
+    assert set(sizes) >= {2} and max(sizes) <= 3
+
+
 @pytest.mark.slow
 def test_processes_give_the_same_arms(root, tmp_path):
     ids = ("status_quo", "bce_only", "centered")
@@ -190,6 +238,28 @@ def test_processes_give_the_same_arms(root, tmp_path):
     there = train(small_settings(root, runtime__processes=2), RunFolder(tmp_path / "b"), *ids)
     for arm in ids:
         same(here[arm], there[arm])
+
+
+@pytest.mark.slow
+def test_a_notebook_starts_the_processes_of_several_gpus(root, tmp_path, monkeypatch):
+    """Here gloo stands for NCCL: torchrun is started, splits the arms and leaves them in the run folder."""
+    ids = ("status_quo", "bce_only", "cropped")
+    extra = {"cropped": {"training.distillation.loss": "huber"}}
+    here = train(small_settings(root), RunFolder(tmp_path / "a"), *ids, extra=extra)
+    monkeypatch.setattr(runner, "_launched", lambda settings: 2)
+    monkeypatch.setattr(runner, "_train_pending", lambda *_: None)  # nothing is left for this process
+    there = train(small_settings(root), RunFolder(tmp_path / "b"), *ids, extra=extra)
+    for arm in ids:
+        same(here[arm], there[arm])
+
+
+def test_what_a_process_finds_wrong_is_said_here(root, run, monkeypatch):
+    monkeypatch.setattr(launch, "_run", lambda command: launch.serve(Path(command[-1])))
+    with pytest.raises(UserError, match="'nonsense' does not exist"):
+        launch.launch(small_settings(root), run, ["nonsense"], None, 2, False)
+    monkeypatch.setattr(launch, "_run", lambda command: 9)
+    with pytest.raises(RuntimeError, match="exit code 9"):
+        launch.launch(small_settings(root), run, ["bce_only"], None, 2, False)
 
 
 def test_trained_arms_are_not_trained_again(root, run, monkeypatch):
@@ -266,6 +336,55 @@ def test_a_killed_training_goes_on_bit_for_bit(root, tmp_path, monkeypatch, kill
         assert not (resumed[arm].folder / "checkpoint.pt").exists()
 
 
+KILLED = """
+import os, signal, sys
+from diag_lib import settings, training
+from diag_lib.evidence import RunFolder
+from diag_lib.training import loop
+
+real, steps = loop.Student.train_batch, 0
+
+def train_batch(self, *arguments):
+    global steps
+    real(self, *arguments)
+    steps += 1
+    if steps == 14:  # within the third epoch of two arms of three steps an epoch
+        os.kill(os.getpid(), signal.SIGKILL)
+
+loop.Student.train_batch = train_batch
+training.train_arms(settings.load(sys.argv[1]), RunFolder(sys.argv[2]), sys.argv[3:], progress=False)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_process_killed_within_an_epoch_goes_on_bit_for_bit(root, tmp_path):
+    settings = small_settings(root, training__epochs_s2=3)
+    ids = ("status_quo", "bce_only")
+    (tmp_path / "settings.yaml").write_text(settings.to_yaml())
+    command = [
+        sys.executable,
+        "-c",
+        KILLED,
+        str(tmp_path / "settings.yaml"),
+        str(tmp_path / "b" / "run"),
+        *ids,
+    ]
+    died = subprocess.run(command, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert died.returncode == -signal.SIGKILL
+    killed = RunFolder(tmp_path / "b" / "run")
+    assert load_checkpoint_epochs(killed, ids) == [2, 2]
+    resumed = train(settings, killed, *ids)
+    whole = train(settings, RunFolder(tmp_path / "a" / "run"), *ids)
+    for arm in ids:
+        same(resumed[arm], whole[arm])
+        assert resumed[arm].evidence["gradients"] == whole[arm].evidence["gradients"]
+
+
+def load_checkpoint_epochs(run: RunFolder, ids: tuple[str, ...]) -> list[int]:
+    files = [run.arm_dir(arm) / "checkpoint.pt" for arm in ids]
+    return [torch.load(file, weights_only=True)["epoch"] for file in files]
+
+
 def test_a_torn_checkpoint_is_ignored(root, run):
     settings = small_settings(root)
     folder = run.arm_dir("bce_only")
@@ -319,6 +438,31 @@ def test_a_network_that_detaches_its_output_is_reported(root, run, tmp_path, mon
     assert all(part["delta"] == 0 and part["trained"] for part in arm.evidence["parameters"].values())
 
 
+def test_a_clearly_lost_rung_of_the_ladder_stops_and_says_why(root, run):
+    """No progress and an AUC that is surely low end the arms that prove nothing; all others go on."""
+    still = small_settings(
+        root, training__lr_s1=1e-12, training__lr_s2=1e-12, training__epochs_s1=1, training__epochs_s2=11,
+        training__seed=1,
+    )  # fmt: skip
+    arms = train(still, run, "alpha_0.1", "alpha_0.01", "status_quo")
+    lost = arms["alpha_0.1"]
+    assert len(lost.history["stage"]) == lost.evidence["epochs"] == 6 and lost.image_steps == 48 * 6
+    assert "clearly lost after epoch 6 of 12" in lost.stopped and "99.9%" in lost.stopped
+    assert lost.auc.defined and len(lost.val_scores) == 32
+    for arm in ("alpha_0.01", "status_quo"):
+        assert arms[arm].stopped is None and len(arms[arm].history["stage"]) == 12
+
+
+@pytest.mark.parametrize(
+    "change", [{"training__lr_s1": 0.01, "training__lr_s2": 0.01}, {"thresholds__baseline_auc": 0.3}]
+)
+def test_an_arm_that_moves_or_may_be_good_enough_goes_on(root, run, change):
+    chosen = {"training__lr_s1": 1e-12, "training__lr_s2": 1e-12, "thresholds__baseline_auc": 0.9, **change}
+    settings = small_settings(root, training__epochs_s1=1, training__epochs_s2=11, **chosen)
+    arm = train(settings, run, "alpha_0.1")["alpha_0.1"]
+    assert arm.stopped is None and len(arm.history["stage"]) == 12
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("file", [".checkpoint.pt.part", ".val_scores.parquet.part"])
 def test_a_full_disk_is_said_in_one_line(root, run, file):
@@ -364,14 +508,18 @@ def test_gradients_of_the_two_losses():
     first, second = np.array([1.0, 0.0]), np.array([2.0, 1.0])
     expected = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
     assert found.cosine_task_halves == pytest.approx(expected)
+    reliability = [2 * c / (1 + c) for c in (expected, found.cosine_distill_halves)]
+    assert found.cosine_normalized == pytest.approx(cosine / np.sqrt(np.prod(reliability)))
     assert weight.grad is None and gradient_signals(losses_of, 3, [weight]) is None
     assert isinstance(found, GradientSignals)
 
 
-@given(st.integers(1, 300))
-def test_sampled_epochs_are_spread(epochs):
-    chosen = sampled_epochs(epochs)
-    assert {0, epochs - 1} <= chosen <= set(range(epochs)) and len(chosen) == min(16, epochs)
+@given(st.integers(1, 300), st.integers(1, 30))
+def test_sampled_epochs_are_spread_and_few(epochs, steps):
+    chosen = sampled_epochs(epochs, steps)
+    assert 0 in chosen and chosen <= set(range(epochs))
+    assert len(chosen) == max(1, min(16, epochs, epochs * steps // 8))
+    assert len(chosen) == 1 or epochs - 1 in chosen
 
 
 def test_evidence_describes_the_fit_to_the_teacher(root, run):
@@ -389,8 +537,50 @@ def test_evidence_describes_the_fit_to_the_teacher(root, run):
     assert arm.evidence["fit_target"]["mse"] == pytest.approx(float(((maps - scaled) ** 2).mean()), rel=1e-3)
     assert "fit" not in arms["bce_only"].evidence
     assert arm.evidence["student_patches"]["mean"] == pytest.approx(float(maps.mean()), abs=1e-4)
-    assert len(arm.evidence["gradients"]) == 7
+    assert [sample["epoch"] for sample in arm.evidence["gradients"]] == [0, 6]
     assert all(0 < sample["update_to_weight"] < 1 for sample in arm.evidence["gradients"])
+
+
+def test_evidence_takes_the_mse_apart_where_values_are_asked_for(root, run):
+    asked = {"rank": {"training.distillation.loss": "correlation"}}
+    arms = train(small_settings(root), run, "status_quo", "standardized", "rank", "bce_only", extra=asked)
+    fit = arms["status_quo"].evidence["fit"]
+    assert fit["mse_offset"] == pytest.approx((fit["student_mean"] - fit["teacher_mean"]) ** 2)
+    assert fit["mse_scale"] == pytest.approx((fit["student_std"] - fit["teacher_std"]) ** 2)
+    assert sum(fit[f"mse_{part}"] for part in ("offset", "scale", "pattern")) == pytest.approx(fit["mse"])
+    scaled = arms["standardized"].evidence
+    assert "mse_offset" not in scaled["fit"] and "mse_offset" in scaled["fit_target"]
+    assert "mse_offset" not in arms["rank"].evidence["fit_target"]
+
+
+def test_evidence_tells_a_collapsed_student_and_stale_batch_norms(root, run):
+    settings = small_settings(root)
+    arm = train(settings, run, "status_quo")["status_quo"]
+    images, model = open_split(settings, "train", run), arm.model(settings)
+    maps = training.predict(model, images, settings, maps=True).maps.double().flatten(1).numpy()
+    spread = arm.evidence["student_spread"]
+    assert spread["within"] == pytest.approx(np.sqrt(maps.var(1).mean()), rel=1e-4)
+    assert spread["between"] == pytest.approx(maps.mean(1).std(), rel=1e-4)
+    teacher = (
+        teacher_maps(settings, images, run, progress=False).get(np.arange(48)).double().flatten(1).numpy()
+    )
+    assert arm.evidence["teacher_spread"]["within"] == pytest.approx(np.sqrt(teacher.var(1).mean()), rel=1e-4)
+    mean, std = settings.dataset.normalize_mean, settings.dataset.normalize_std
+    with torch.no_grad():
+        x = model.prepare(to_input(images.pixels(np.arange(48)), mean, std))
+        stem = F.conv2d(F.conv2d(x, model.conv1.weight), model.conv2.weight)
+    real = stem.var((0, 2, 3), correction=0)
+    found = arm.evidence["batch_norms"]["bn1"]
+    expected = float((model.bn1.running_var / real).log().mean().exp())
+    assert found["variance_ratio"] == pytest.approx(expected, rel=1e-3)
+    shift = float(((model.bn1.running_mean - stem.mean((0, 2, 3))).abs() / real.sqrt()).max())
+    assert found["mean_shift"] == pytest.approx(shift, rel=1e-3)
+    assert found["batches"] == 9 and set(arm.evidence["batch_norms"]) == {
+        "bn1",
+        "layer1.0.bn1",
+        "layer1.0.bn2",
+    }
+    assert abs(np.log(found["variance_ratio"])) > 0.5  # momentum .001: nine batches are far too few
 
 
 # ---- arms and budget

@@ -24,6 +24,11 @@ LABELS_LEAD: Overrides = {
     "training.distillation.alpha_task": 0.99,
     "training.distillation.normalize": "standardize",
 }
+# The teacher leads: where a fault of the teacher must not be outvoted by the labels.
+TEACHER_LEADS: Overrides = {
+    "training.distillation.alpha_distill": 0.95,
+    "training.distillation.alpha_task": 0.05,
+}
 # Plain SGD takes the gradient as it is; under Adam, or with clipped gradients, a clash of scales does little harm.
 PLAIN_SGD: Overrides = {
     "training.optimizer": "sgd",
@@ -63,6 +68,13 @@ class Prepared:
 
 _SAME_SPLITS = ("train", "val")
 
+
+def own_network(network: str, factory: str) -> Overrides:
+    """The settings of a network of one's own: one of `diag_lib.faults.factories`."""
+    weights = {f"{network}.weights": None, f"{network}.preprocess": "raw"}
+    return {f"{network}.arch": f"diag_lib.faults.factories:{factory}", **weights}
+
+
 FAULTS: dict[str, Fault] = {
     fault.id: fault
     for fault in (
@@ -86,6 +98,46 @@ FAULTS: dict[str, Fault] = {
             "teacher_weights_not_loaded",
             "the names in the weights file fit only the teacher's head",
             teacher=weights.partly_named,
+        ),
+        Fault(
+            "teacher_train_mode",
+            "the teacher was left in train mode, and images come to it sorted by class",
+            settings=own_network("teacher", "teacher_train_mode"),
+            around=TEACHER_LEADS,
+        ),
+        Fault(
+            "teacher_stale_cache",
+            "the teacher's logits come from a cache that is keyed by running number",
+            settings=own_network("teacher", "teacher_stale_cache"),
+            around=TEACHER_LEADS,
+        ),
+        Fault(
+            "patch_misalignment",
+            "the teacher's map is mirrored",
+            settings=own_network("teacher", "teacher_mirrored"),
+            around=TEACHER_LEADS,
+        ),
+        Fault(
+            "wrong_activation",
+            "the teacher's logits went through a sigmoid",
+            settings=own_network("teacher", "teacher_probabilities"),
+            around=TEACHER_LEADS,
+        ),
+        Fault(
+            "detached_graph",
+            "the student's features are detached before its head",
+            settings=own_network("student", "student_detached"),
+            around=LABELS_LEAD,
+        ),
+        Fault(
+            "capacity",
+            "the student sees nothing but single pixels",
+            settings=own_network("student", "student_without_capacity"),
+        ),
+        Fault(
+            "student_batchnorm",
+            "the student's running statistics never follow its activations",
+            settings=own_network("student", "student_still_batchnorm"),
         ),
         Fault(
             "scale_mismatch",
@@ -155,7 +207,15 @@ FAULTS: dict[str, Fault] = {
             "real and fake are the same kind of image",
             recipe={"strength_train": 0.0, "strength_val": 0.0},
         ),
-        Fault("too_little_data", "eight training images per class", recipe={"train": 8}),
+        Fault(
+            "too_little_data",
+            "ten training images per class",
+            recipe={"train": 10},
+            # as many steps as the demo's, and an artefact that ten images do not give away
+            settings={"training.batch_size": 4, "training.epochs_s2": 60},
+            around_recipe={"strength_train": 0.4, "strength_val": 0.4},
+            around=LABELS_LEAD,
+        ),
         Fault(
             "destructive_resize",
             "images of 128 pixels are shrunk to 64",
@@ -196,7 +256,9 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def prepare(fault: str | Fault, out: Path, *, seed: int = 0, repaired: bool = False) -> Prepared:
+def prepare(
+    fault: str | Fault, out: Path, *, seed: int = 0, repaired: bool = False, recipe: Overrides | None = None
+) -> Prepared:
     """Make the dataset and weights of a pipeline with this fault below `out`.
 
     Parameters
@@ -204,6 +266,7 @@ def prepare(fault: str | Fault, out: Path, *, seed: int = 0, repaired: bool = Fa
     out : gets the folder `demo-<id>`, and `demo-<id>-teacher.safetensors` where the fault is in the weights.
     seed : chooses crops, injection, and (added to the preset's) the training seed.
     repaired : the same scene without the fault, `demo-<id>-repaired`: what the fault is measured against.
+    recipe : fields of `Recipe` that hold where neither fault nor scene says otherwise.
 
     Raises
     ------
@@ -212,12 +275,12 @@ def prepare(fault: str | Fault, out: Path, *, seed: int = 0, repaired: bool = Fa
     fault = find(fault) if isinstance(fault, str) else fault
     name = f"demo-{fault.id}" + (f"-s{seed}" if seed else "") + ("-repaired" if repaired else "")
     root = Path(out).absolute() / name
-    fields = {**fault.around_recipe, **({} if repaired else fault.recipe)}
-    recipe = replace(Recipe(seed=seed), **fields)
+    fields = {**(recipe or {}), **fault.around_recipe, **({} if repaired else fault.recipe)}
+    made = replace(Recipe(seed=seed), **fields)
     alter = None if repaired else fault.alter
     build(
         root,
-        recipe,
+        made,
         alter=alter,
         name=_altered(fault, repaired),
         code=[Path(images.__file__)] if alter else [],

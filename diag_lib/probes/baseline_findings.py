@@ -10,7 +10,7 @@ import pandas as pd
 
 from diag_lib.evidence import Answer, Finding, Severity
 from diag_lib.probes.agreement import Interval
-from diag_lib.probes.compare import Choice, gains
+from diag_lib.probes.compare import Choice, gains, sides
 from diag_lib.probes.student import BatchFit, pooling_variants
 from diag_lib.settings import Settings
 from diag_lib.statistics import (
@@ -28,6 +28,8 @@ COIN = math.log(2)
 """The BCE of a coin, 0.6931: what an untrained student costs."""
 GUIDE_LOSS = 0.45
 """The BCE that the guide expects of a working baseline."""
+
+LISTED = 50  # tensor names kept in the evidence
 
 _PROBLEM: dict[Answer, Severity] = {"yes": "warning", "no": "ok", "undecided": "note"}
 _VIRTUE: dict[Answer, Severity] = {"yes": "ok", "no": "error", "undecided": "warning"}
@@ -137,6 +139,30 @@ def train_below_val(arm: ArmResult) -> Finding:
     }[answer]
     text = f"The student {said} (train AUC {_auc(arm.train_auc)}, val {_auc(arm.auc)})."
     return _comparison("train_below_val", answer, text, difference)
+
+
+def gradients(arm: ArmResult) -> Finding:
+    """Does a gradient reach every trained parameter? One without any stays exactly where it was, decay or not.
+
+    A part that no loss uses, an auxiliary head say, is no cut: only what lies before a part that learns counts.
+    """
+    name, trained = "baseline.gradients", arm.evidence.get("parameters", {})
+    moved = {key: bool(found["delta"] > 0) for key, found in trained.items() if found["trained"]}
+    if not moved or arm.settings["training"]["weight_decay"] == 0 or arm.stopped:
+        return Finding(name, "note", "undecided", "Whether gradients reach every parameter cannot be judged.")
+    learning = [place for place, key in enumerate(moved) if moved[key]]
+    cut = [
+        key for place, key in enumerate(moved) if not moved[key] and (not learning or place < learning[-1])
+    ]
+    data = {"unreached": cut[:LISTED], "n_unreached": len(cut), "n_trained": len(moved)}
+    if not cut:
+        text = f"Gradients reach all {len(moved)} trained tensors."
+        return Finding(name, "ok", "yes", text, 0.0, None, 0.0, len(moved), data)
+    text = (
+        f"No gradient ever reached {len(cut)} of {len(moved)} trained tensors ({', '.join(cut[:3])}"
+        f"{', ...' if len(cut) > 3 else ''}), though the loss depends on what comes after them."
+    )
+    return Finding(name, "error", "no", text, len(cut) / len(moved), None, 0.0, len(moved), data)
 
 
 def batchnorm(difference: AucDifference) -> Finding:
@@ -274,14 +300,6 @@ def val_learnable(measured: Auc, threshold: float) -> Finding:
 def _comparison(
     name: str, answer: Answer, text: str, difference: AucDifference, data: dict[str, Any] | None = None
 ) -> Finding:
-    both = {
-        "before": difference.before.value,
-        "before_ci": difference.before.ci,
-        "after": difference.after.value,
-        "after_ci": difference.after.ci,
-        "p": difference.p,
-        "correlation": difference.correlation,
-    }
     return Finding(
         f"baseline.{name}",
         _PROBLEM[answer],
@@ -291,7 +309,7 @@ def _comparison(
         difference.ci,
         0.0,
         _n(difference.after),
-        both | (data or {}),
+        sides(difference) | (data or {}),
     )
 
 

@@ -93,6 +93,18 @@ def gains(difference: AucDifference) -> Answer:
     return "no" if difference.ci[1] < MATERIAL_GAIN else "undecided"
 
 
+def sides(difference: AucDifference) -> dict[str, Any]:
+    """Both sides of a comparison as a finding's `data` keeps them, for the verdict to read again."""
+    return {
+        "before": difference.before.value,
+        "before_ci": difference.before.ci,
+        "after": difference.after.value,
+        "after_ci": difference.after.ci,
+        "p": difference.p,
+        "correlation": difference.correlation,
+    }
+
+
 def choose_and_prove(scores: Scores, reference: str) -> Choice:
     """Choose on half A among all candidates (a tie keeps the reference), prove on half B."""
     on_a = {name: scores.auc_a(name) for name in scores.of}

@@ -26,6 +26,7 @@ RESAMPLES = 400
 SUPPORT = 0.95  # share of image resamples in which the best must stay the best
 OFFSET_WEIGHT = 0.25  # a common factor counts little: contrast differs between datasets, a pattern does not
 MATCH = 0.5  # distance beyond which a variant is no match: about a factor of 1.6 a channel, or 7 in common
+PATTERN = 0.65  # correlation over the first layer's channels without which nothing was recognised
 CLEAR = 1.5  # the runner-up's distance must be this many times the best's
 FLOOR = 1e-6  # of the layer's median variance; below it a channel is dead and its logarithm is noise
 
@@ -127,7 +128,7 @@ def _table(moments: Mapping[str, Moments], running: Mapping[str, Floats], weight
 
 def _decide(table: pd.DataFrame, configured: str) -> tuple[Answer, str]:
     best = table.iloc[0]
-    if not np.isfinite(best["distance"]) or best["distance"] > MATCH:
+    if not (best["distance"] <= MATCH and best["correlation"] >= PATTERN):
         return "undecided", f"no variant fits its statistics (closest: {best['variant']})"
     rivals = table[(table["variant"] != best["variant"]) & (table["distance"] < CLEAR * best["distance"])]
     if best["support"] < SUPPORT or len(rivals):

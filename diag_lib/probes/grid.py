@@ -17,13 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diag_lib.models.base import Geometry
-from diag_lib.probes.agreement import Interval, percentile, resampling_weights
+from diag_lib.probes.agreement import (
+    Interval,
+    mean_interval_over_images,
+    percentile,
+    resampling_weights,
+)
 
 Floats = npt.NDArray[np.float64]
 Transform = Callable[[Floats], Floats]
 
 IDENTITY = "as is"
 CLEAR_GAIN = 0.02  # R^2 that another grid must win before it is called the right one
+CLEAR_RHO = 0.05  # correlation with the student's map that a turn must win for certain
 VISIBLE = 0.01  # R^2 below which the teacher's map does not follow local content at all
 CLIP = 5.0  # robust standard deviations at which the teacher's outliers are clipped
 RIDGE = 1e-6
@@ -50,6 +56,10 @@ class GridCheck:
     `table` has one row a candidate: `grid`, `r2_a` (fitted, half A), `r2_b` (same coefficients, half B) and
     `student_rho` (mean correlation inside a picture with the student's map; NaN without one). `best` is chosen
     on half A; `identity` and `gain` (best minus identity) are measured on half B, with intervals over images.
+
+    A student of local cells cannot learn a turned map: what it learned all the same lies where the picture is. So
+    `turned` is the turn that agrees best with the student on half A, `turned_gain` its mean correlation minus that
+    of the map as it is, on half B (None without a student).
     """
 
     table: pd.DataFrame
@@ -57,10 +67,20 @@ class GridCheck:
     identity: Interval
     gain: Interval
     n: int
+    turned: str = IDENTITY
+    turned_gain: Interval | None = None
+
+    @property
+    def student_says_turned(self) -> bool:
+        """Whether the student's own map proves that the teacher's is turned."""
+        found = self.turned_gain
+        return self.turned != IDENTITY and found is not None and found.ci[0] > CLEAR_RHO
 
     @property
     def answer(self) -> str:
         """yes = the grids fit, no = another grid is proven better, undecided = the map follows no local content."""
+        if self.student_says_turned:
+            return "no"
         if self.best != IDENTITY and self.gain.value > CLEAR_GAIN and self.gain.ci[0] > 0:
             return "no"
         settled = self.best == IDENTITY or self.gain.ci[1] < CLEAR_GAIN or self.gain.value < CLEAR_GAIN
@@ -117,18 +137,20 @@ def check_grid(
     followed = (
         None if student is None else _demeaned(np.asarray(student, dtype=np.float64).reshape(len(maps), -1))
     )
-    rows, errors = [], {}
+    rows, errors, agreed = [], {}, {}
     for name, put_back in grids(*maps.shape[1:]).items():
         y = _demeaned(put_back(maps).reshape(len(maps), -1))
         beta = np.linalg.solve(gram, np.einsum("npi,np->i", x[half], y[half]))
         squared = ((y - x @ beta) ** 2).sum(axis=1)
         errors[name] = squared, (y**2).sum(axis=1)
+        if followed is not None and name in _TURNS:
+            agreed[name] = _rho(y, followed)
         rows.append(
             {
                 "grid": name,
                 "r2_a": _r2(*errors[name], half),
                 "r2_b": _r2(*errors[name], ~half),
-                "student_rho": np.nan if followed is None else _mean_rho(y, followed),
+                "student_rho": np.nan if followed is None else _mean(_rho(y, followed)),
             }
         )
     table = pd.DataFrame(rows)
@@ -142,7 +164,18 @@ def check_grid(
         _interval(errors[IDENTITY], None, ~half, weights),
         _interval(errors[best], errors[IDENTITY], ~half, weights),
         len(maps),
+        *_turned(agreed, half),
     )
+
+
+def _turned(agreed: dict[str, Floats], half: npt.NDArray[np.bool_]) -> tuple[str, Interval | None]:
+    """The turn that agrees best with the student on half A, and its paired gain over the map as it is on half B."""
+    on_a = {name: _mean(rho[half]) for name, rho in agreed.items()}
+    finite = {name: value for name, value in on_a.items() if np.isfinite(value)}
+    if IDENTITY not in finite:
+        return IDENTITY, None
+    turned = max(finite, key=lambda name: (finite[name], name == IDENTITY))
+    return turned, mean_interval_over_images((agreed[turned] - agreed[IDENTITY])[~half])
 
 
 def _shift(down: int, right: int) -> Transform:
@@ -187,10 +220,15 @@ def _r2(errors: Floats, totals: Floats, rows: npt.NDArray[np.bool_]) -> float:
     return float(1 - errors[rows].sum() / total) if total > 0 else float("nan")
 
 
-def _mean_rho(y: Floats, student: Floats) -> float:
+def _rho(y: Floats, student: Floats) -> Floats:
+    """Correlation inside each picture (n,); NaN where a side is flat."""
     norm = np.sqrt((y**2).sum(1) * (student**2).sum(1))
-    good = norm > 0
-    return float(((y * student).sum(1)[good] / norm[good]).mean()) if good.any() else float("nan")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(norm > 0, (y * student).sum(1) / norm, np.nan)
+
+
+def _mean(values: Floats) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def _interval(

@@ -174,17 +174,21 @@ def probe(
     unit = np.arange(len(y)) if groups is None else np.asarray(groups)
     a, b, everything = np.flatnonzero(half == "A"), np.flatnonzero(half == "B"), np.arange(len(y))
     plain = auc(y[a], scores(start, a), groups=unit[a], nan="undefined")
-    flipped = plain.defined and plain.ci[1] < 0.5
-    sign = -1.0 if flipped else 1.0
 
-    def measure(variant: Variant) -> Auc:
-        return auc(y[a], sign * scores(variant, a), groups=unit[a], nan="undefined")
+    def measure_as(sign: float) -> Callable[[Variant], Auc]:
+        return lambda variant: auc(y[a], sign * scores(variant, a), groups=unit[a], nan="undefined")
 
     def compare(variant: Variant, rows: npt.NDArray[np.int64]) -> AucDifference:
         before, after = sign * scores(start, rows), sign * scores(variant, rows)
         return auc_difference(y[rows], before, after, groups=unit[rows], nan="undefined")
 
-    best, tried, skipped = _search(measure, start, with_preprocess, own)
+    sign = 1.0
+    best, tried, skipped = _search(measure_as(sign), start, with_preprocess, own)
+    # A teacher that ranks the wrong way round is inverted, unless it is fed wrongly and another way puts it right.
+    flipped = plain.defined and plain.ci[1] < 0.5 and not tried[best].value >= 1 - plain.value + STEP
+    if flipped:
+        sign = -1.0
+        best, tried, skipped = _search(measure_as(sign), start, with_preprocess, own)
     trials = tuple(Trial(variant, found) for variant, found in tried.items())
     result = partial(
         PreprocessingProbe, start, trials=trials, flipped=flipped, n=len(y), skipped=tuple(skipped)

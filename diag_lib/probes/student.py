@@ -26,6 +26,7 @@ BATCH_IMAGES = 64
 STEPS = 150
 RATE_FACTORS = (1.0, 10.0, 100.0)
 MEMORISED_AUC = 0.95
+HOPE_STEPS, HOPE_AUC = 50, 0.70  # a rate that has not come this far by then leaves the batch to the next rate
 LADDER = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 LADDER_STEPS = 60
 CLEARLY_LOWER = 0.01  # nats of BCE
@@ -73,7 +74,8 @@ def overfit_batch(
 ) -> BatchFit:
     """Train on one balanced batch of 64 until it is memorised, at 1, 10 and 100 times the configured rate.
 
-    Stops at the first rate that reaches AUC .95 on the batch itself (with batch statistics, as in training).
+    Stops at the first rate that reaches AUC .95 on the batch itself (with batch statistics, as in training); a rate
+    that is not at AUC .70 after 50 steps gives way to the next, the last one has all `steps`.
     `parts` are the trained parts (default: `student.trainable_s2`). Raises ValueError when a class is missing.
     """
     chosen = balanced(images.labels, BATCH_IMAGES, settings.training.seed)
@@ -85,7 +87,7 @@ def overfit_batch(
         select_trainable(model, list(parts or settings.student.trainable_s2))
         with thread_count(choose(settings).threads):
             curve, score, reached, changed = _memorise(
-                model, x, y.to(x.device), rate, steps, settings.pooling
+                model, x, y.to(x.device), rate, steps, settings.pooling, last=factor == factors[-1]
             )
         curves[factor] = curve
         flows, moved = flows or reached, moved or changed
@@ -162,7 +164,7 @@ def balanced(labels: Ints, size: int, seed: int) -> Ints:
 
 
 def _memorise(
-    model: PatchModel, x: Tensor, y: Tensor, rate: float, steps: int, pooling: PoolingSettings
+    model: PatchModel, x: Tensor, y: Tensor, rate: float, steps: int, pooling: PoolingSettings, *, last: bool
 ) -> tuple[list[float], float, bool, bool]:
     """Loss curve, final AUC on the batch, whether gradients arrived, whether a parameter moved."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -176,7 +178,8 @@ def _memorise(
         curve.append(loss.item())
         if step % 10 == 9 or step == steps - 1:
             score = auc(labels, logits.detach().double().cpu().numpy(), nan="undefined").value
-            if score >= MEMORISED_AUC:
+            hopeless = not last and step + 1 >= HOPE_STEPS and not score >= HOPE_AUC
+            if score >= MEMORISED_AUC or hopeless:
                 break
         if not loss.requires_grad or not np.isfinite(curve[-1]):
             break

@@ -120,21 +120,33 @@ class ModeCheck:
     """Does an image's output depend on the other images of its batch, and what does it cost?
 
     `change` is the largest change of an image logit when its batch-mates change, in units of the logits'
-    spread. `effect` compares the AUC as the teacher is used (before) with forced eval mode (after); None when
-    nothing depends on the batch. `batch_statistics` compares eval mode (before) with normalisation by the
+    spread. `effect` compares the AUC of the logits that the run uses (before) with forced eval mode (after); None
+    when nothing depends on the batch. `batch_statistics` compares eval mode (before) with normalisation by the
     batch's own statistics (after): a large gain means that the running statistics do not fit these images.
+    `repeats` is the correlation of the logits that the run uses with those of the same images asked again, every
+    module in eval mode where the mode matters: below .99 the teacher does not answer for the image it is shown.
     """
 
     answer: Answer
     change: float
     effect: AucDifference | None
     batch_statistics: AucDifference | None
+    repeats: float | None = None
 
 
 def check_mode(
-    model: PatchModel, images: ImageSet, indices: Ints, settings: Settings, device: torch.device
+    model: PatchModel,
+    images: ImageSet,
+    indices: Ints,
+    settings: Settings,
+    device: torch.device,
+    known: Floats | None = None,
 ) -> ModeCheck:
-    """Score the images in two different batchings, and with batch statistics, and compare the AUCs."""
+    """Score the images in two different batchings, and with batch statistics, and compare the AUCs.
+
+    known : the logits (of all images) that the run uses, from a pass in the dataset's order, which is sorted by class;
+        by default those of a pass in random order.
+    """
     data = settings.dataset
     order = np.random.default_rng([settings.training.seed, 0x40DE]).permutation(indices)
 
@@ -152,20 +164,30 @@ def check_mode(
     alone = scores(order[:BATCH], 1)
     spread = float(used.std()) or 1.0
     change = float(np.abs(used[: len(alone)] - alone).max() / spread)
+    asked = used if known is None else known[order]
     if not np.isfinite(change):
         return ModeCheck("undecided", change, None, None)
     if change <= SAME:
+        repeats = correlation(asked, used)
         if not batch_norms(model):
-            return ModeCheck("no", change, None, None)
+            return ModeCheck("no", change, None, None, repeats)
         with _batch_statistics(model):
-            return ModeCheck("no", change, None, compare(used, scores(order, BATCH)))
+            return ModeCheck("no", change, None, compare(used, scores(order, BATCH)), repeats)
     with _everything_eval(model):
         forced = scores(order, BATCH)
-        still = float(np.abs(forced[: len(alone)] - scores(order[:BATCH], 1)).max() / spread)
+        again = scores(order[:BATCH], 1)
+        still = float(np.abs(forced[: len(alone)] - again).max() / spread)
     if still > SAME:
-        return ModeCheck("undecided", change, None, None)
-    effect = compare(used, forced)
+        return ModeCheck("undecided", change, None, None, correlation(asked, forced))
+    effect = compare(asked, forced)
     return ModeCheck("yes" if effect.ci[0] > 0 else "no", change, effect, None)
+
+
+def correlation(a: Floats, b: Floats) -> float | None:
+    """Pearson; None where a side is constant or not finite."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all()) or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
 
 
 @contextmanager

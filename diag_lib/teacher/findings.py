@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 
 from diag_lib.evidence import Answer, Finding, Severity
+from diag_lib.probes.compare import sides
 from diag_lib.probes.fingerprint import Fingerprint
 from diag_lib.probes.preprocessing import MATERIAL_GAIN, PreprocessingProbe, Trial
 from diag_lib.probes.teacher import ModeCheck, SaturationCheck, WeightsCheck
 from diag_lib.settings import Settings
 from diag_lib.statistics import NEVER, Auc, AucDifference, answer_above, answer_below, n_per_class_needed
 
+REPEATS = 0.99  # correlation of an image's logits asked twice; rounding to 16 bits leaves .9999
 LISTED = 50  # tensor names kept in the evidence
 
 
@@ -39,6 +41,7 @@ def findings(
         _preprocessing(feeding, prints),
         _fingerprint(prints),
         _mode(mode),
+        _repeatable(mode),
         _saturation(saturation),
     ]
 
@@ -170,6 +173,8 @@ def _preprocessing(probe: PreprocessingProbe, prints: Fingerprint) -> Finding:
         "trials": probe.table().to_dict("records"),
         "skipped": list(probe.skipped),
     }
+    if gain is not None:
+        data |= sides(gain)
     value, ci, n = (None, None, probe.n) if gain is None else (gain.delta, gain.ci, _images(gain))
     text = _preprocessing_text(probe, answer, prints)
     return Finding("teacher.preprocessing", severity, answer, text, value, ci, MATERIAL_GAIN, n, data)
@@ -288,7 +293,30 @@ def _mode(mode: ModeCheck) -> Finding:
     }
     value, ci = (None, None) if shown is None else (shown.delta, shown.ci)
     n = None if shown is None else _images(shown)
+    if shown is not None:
+        data |= sides(shown)
     return Finding("teacher.train_mode", severity, mode.answer, text, value, ci, 0.0, n, data)
+
+
+def _repeatable(mode: ModeCheck) -> Finding:
+    """Does the teacher give an image the same logits whenever it is asked?"""
+    found = mode.repeats
+    answer: Answer = "undecided" if found is None and mode.effect is None else "yes"
+    if found is not None and found < REPEATS:
+        answer = "no"
+    text = {
+        "yes": "Asked again for the same images, the teacher answers the same.",
+        "no": "Asked again for the same images, the teacher answers otherwise "
+        f"(correlation {_shown(found)}, {REPEATS} is needed): its logits belong to other images, or to chance.",
+        "undecided": "Whether the teacher answers the same when asked again cannot be judged: "
+        "its logits are constant or not finite.",
+    }[answer]
+    severity = _severity(answer, {"yes": "ok", "no": "error", "undecided": "note"})
+    return Finding("teacher.repeatable", severity, answer, text, found, None, REPEATS)
+
+
+def _shown(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
 
 
 def _saturation(check: SaturationCheck) -> Finding:

@@ -192,7 +192,7 @@ class _Probes:
 
     def mode(self) -> ModeCheck:
         """Does the batch matter?"""
-        return check_mode(self.model, self.val, self.rows, self.settings, self.device)
+        return check_mode(self.model, self.val, self.rows, self.settings, self.device, self.known)
 
     def fingerprint(self) -> Fingerprint:
         """What do the normalisation statistics remember?"""

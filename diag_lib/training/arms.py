@@ -45,7 +45,8 @@ ARMS: dict[str, Arm] = {
         *(Arm(f"alpha_{alpha:g}", _weights(alpha)) for alpha in (0.01, 0.05, 0.1, 0.2, 0.3, 0.5)),
         Arm("centered", _normalized("center")),
         Arm("standardized", _normalized("standardize")),
-        Arm("robust", _normalized("robust")),
+        # A robust scale alone would leave a few enormous patches ruling a squared loss all the more.
+        Arm("robust", {**_normalized("robust"), _DISTILLATION + "loss": "huber"}),
         Arm("unfrozen", _UNFROZEN),
         Arm("unfrozen_bce", {**_UNFROZEN, **_weights(0.0)}),
         Arm("lr_x0.1", lr_factor=0.1),
@@ -77,6 +78,10 @@ PRIORITY = (
 
 RESERVED = ("recommended", "recommended@seed1")
 """Arms whose settings the evidence decides; they are paid for even when they turn out to be another arm."""
+
+EXPLORATORY = frozenset({"alpha_0.05", "alpha_0.1", "alpha_0.2", "alpha_0.3"})
+"""Arms that stop when they are clearly lost (see `loop.Student`): the middle rungs of the ladder of weights, from
+which the best is chosen and by which alone no cause is proven. What is lost cannot be the best."""
 
 _SEEDED = re.compile(r"(?P<base>.+)@seed(?P<k>[1-9]\d{0,5})")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][\w.@+-]{0,79}")

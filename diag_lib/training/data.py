@@ -23,13 +23,13 @@ Ints = npt.NDArray[np.int64]
 class Batch:
     """Normalised images (B, 3, H, W), labels (B,) float, the teacher's maps (B, 1, h, w) or None.
 
-    `share` is the part of the whole batch that this process has: 1 unless several processes share it.
+    Where several processes share a batch, x is this one's part and `size` the images of the whole.
     """
 
     x: Tensor
     y: Tensor
     teacher: Tensor | None
-    share: float = 1.0
+    size: int
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,10 @@ class Data:
         chosen = self.settings.training
         world = self.world
         whole = epoch_batches(len(self.train.frame), chosen.batch_size, chosen.seed, epoch)
-        whole = [np.resize(batch, max(len(batch), world.size)) for batch in whole]  # nobody goes without
-        mine = [batch[world.rank :: world.size] for batch in whole]
-        shares = [len(part) / len(batch) for part, batch in zip(mine, whole, strict=True)]
+        mine = [batch[world.rank :: world.size] for batch in whole]  # the last part may be empty
         jobs = ((self.train, index, self.train.view_of_epoch(index, epoch)) for index in mine)
-        loaded = zip(prefetched(self._load, jobs), shares, strict=True)
-        return (self._to_device(*batch, share) for batch, share in loaded)
+        loaded = zip(prefetched(self._load, jobs), whole, strict=True)
+        return (self._to_device(*batch, len(all_of_it)) for batch, all_of_it in loaded)
 
     def evaluation_batches(
         self, images: ImageSet, indices: Ints | None = None, with_teacher: bool = False
@@ -82,14 +80,16 @@ class Data:
         pixels, labels, _ = self._load_images(job)
         return pixels, labels, None if self.maps is None else self.maps.get(job[1], job[2])
 
-    def _to_device(self, pixels: Tensor, labels: Tensor, teacher: Tensor | None, share: float = 1.0) -> Batch:
+    def _to_device(
+        self, pixels: Tensor, labels: Tensor, teacher: Tensor | None, size: int | None = None
+    ) -> Batch:
         device = self.hardware.device
         chosen = self.settings.dataset
         x = to_input(pixels.to(device, non_blocking=True), chosen.normalize_mean, chosen.normalize_std)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=self.hardware.memory_format)
         if teacher is not None:
             teacher = teacher.to(device, non_blocking=True)
-        return Batch(x, labels.to(device), teacher, share)
+        return Batch(x, labels.to(device), teacher, len(labels) if size is None else size)
 
 
 Job = tuple[ImageSet, Ints, Ints | None]

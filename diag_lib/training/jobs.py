@@ -14,10 +14,12 @@ import diag_lib
 from diag_lib.devices import choose
 from diag_lib.evidence import RunFolder
 from diag_lib.images import ImageSet, open_split
-from diag_lib.models import file_sha256, resolve_weights
+from diag_lib.images.contents import content_hashes
+from diag_lib.images.store import worker_count
+from diag_lib.models import resolve_weights
 from diag_lib.settings import Settings
 from diag_lib.statistics import split_halves
-from diag_lib.teacher_cache import code_hash, file_identity
+from diag_lib.teacher_cache import code_hash
 from diag_lib.training.arms import Overrides, Plan, arm_settings, effective
 
 CODE = (
@@ -57,13 +59,15 @@ class Splits:
         return self._open[key]
 
     def fingerprint(self, settings: Settings, split: str) -> str:
-        """Hash of the paths, labels and file identities of a split."""
+        """Hash of the paths, labels and file contents of a split."""
         key = (_data_key(settings), split)
         if key not in self._prints:
             frame = self.of(settings, split).frame
+            cache = settings.runtime.cache_dir or self.run.default_cache
+            contents = content_hashes(frame["file"].tolist(), cache, worker_count(settings))
             digest = hashlib.sha256()
-            for path, label, file in zip(frame["path"], frame["label"], frame["file"], strict=True):
-                digest.update(repr((path, int(label), file_identity(file))).encode())
+            for path, label, content in zip(frame["path"], frame["label"], contents, strict=True):
+                digest.update(repr((path, int(label), content)).encode())
             self._prints[key] = digest.hexdigest()
         return self._prints[key]
 
@@ -105,7 +109,8 @@ def make_job(
             *(code_hash(parts[part]["arch"]) for part in ("teacher", "student") if part in parts),
         ],
         "torch": torch.__version__,
-        "hardware": {k: v for k, v in choose(chosen).describe().items() if k != "threads"},
+        "device": choose(chosen).name,
+        "precision": chosen.runtime.precision,
     }
     key = hashlib.sha256(repr(sorted(depends.items())).encode()).hexdigest()
     return Job(arm, chosen, _differences(made.shorten(settings), chosen), key)
@@ -128,14 +133,8 @@ def _weights_hash(settings: Settings, part: str) -> str:
     chosen = getattr(settings, part)
     if chosen.weights is None:
         return "random"
-    return _file_hash(
-        file_identity(str(resolve_weights(chosen.weights, settings.runtime.weights_dir, chosen.arch)))
-    )
-
-
-@cache
-def _file_hash(identity: tuple[str, int, int]) -> str:
-    return file_sha256(identity[0])
+    path = resolve_weights(chosen.weights, settings.runtime.weights_dir, chosen.arch)
+    return content_hashes([str(path)], None)[0]
 
 
 @cache

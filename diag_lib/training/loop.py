@@ -23,10 +23,12 @@ from diag_lib.models import PatchModel, align, derived_seed, pool, select_traina
 from diag_lib.settings import Settings
 from diag_lib.statistics import auc
 from diag_lib.training.data import Batch, Data
+from diag_lib.training.shared import patch_logits, stem_features
 from diag_lib.training.signals import gradient_signals, parameter_deltas, sampled_epochs, step_ratio
 
 PLATEAU = {"mode": "max", "factor": 0.5, "patience": 2}
 SGD_MOMENTUM = 0.9
+LOST_EPOCHS, LOST_PROGRESS, LOST_CONFIDENCE = 3, 0.01, 0.999
 HISTORY = ("stage", "train_loss", "train_distill_loss", "train_task_loss", "val_loss", "val_acc", "val_auc")
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -41,7 +43,8 @@ Floats = npt.NDArray[np.float64]
 class Student:
     """One arm in training: its network, optimiser and record.
 
-    `data` gives images and teacher, `settings` everything else. A network that contains NaN ends the arm
+    `data` gives images and teacher, `settings` everything else; an `exploratory` arm, by which no cause is
+    proven, ends when it is clearly lost. A network that contains NaN ends the arm
     (`stopped` says why); as in an ordinary loop, steps with a non-finite loss are taken all the same, except
     that fp16 loss scaling skips them. BatchNorm also behaves as in an ordinary loop: `model.train()` lets
     every layer use batch statistics and update its running ones, also layers whose parameters are frozen.
@@ -51,6 +54,7 @@ class Student:
     model: PatchModel
     data: Data
     scale: LogitScale | None = None
+    exploratory: bool = False
     epoch: int = 0
     history: dict[str, list[Any]] = field(default_factory=lambda: {key: [] for key in HISTORY})
     signals: list[dict[str, Any]] = field(default_factory=list)
@@ -63,12 +67,16 @@ class Student:
     def __post_init__(self) -> None:
         device = self.data.hardware.device
         self.initial = {name: p.detach().clone().cpu() for name, p in self.model.named_parameters()}
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(device, memory_format=self.data.hardware.memory_format)  # type: ignore[call-overload]
+        if self.data.hardware.compiled:
+            self.model.compile()
+        self.data.world.share_batch_norms(self.model)
         size = self.data.train.image_size
         self.geometry = self.model.geometry(size)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.data.hardware.dtype == torch.float16)
         self.random = ":" in self.model.arch or any("Drop" in type(m).__name__ for m in self.model.modules())
-        self.sampled = sampled_epochs(self.epochs)
+        steps = math.ceil(len(self.data.train.frame) / self.settings.training.batch_size)
+        self.sampled = sampled_epochs(self.epochs, steps)
 
     @property
     def epochs(self) -> int:
@@ -118,10 +126,11 @@ class Student:
         chosen = self.settings.training.distillation
         return weighted_loss(aligned, teacher, logits, batch.y[rows], chosen, self.scale)
 
-    def train_batch(self, batch: Batch, step: int, examine: bool) -> None:
-        """One optimisation step."""
+    def train_batch(self, batch: Batch, step: int, examine: bool, features: Tensor | None = None) -> None:
+        """One optimisation step; `features` are those of the stem where several students share it."""
         with _own_randomness(self.random, self.settings.training.seed, step), self.data.hardware.autocast():
-            patches = self.model(batch.x)
+            patches = patch_logits(self.model, batch.x, features)
+        patches, batch = self._whole(patches, batch)
         loss = self.losses(patches, batch)
         if not loss.total.requires_grad:  # the network detaches its output: nothing can be learned
             self.unreached_steps += 1
@@ -129,12 +138,15 @@ class Student:
             return
         if examine:
             found = gradient_signals(
-                lambda rows: self.losses(patches, batch, rows), len(batch.y), self.parameters
+                lambda rows: self.losses(patches, batch, rows),
+                len(batch.y),
+                self.parameters,
+                self.data.world.add,
             )
             before = [p.detach().clone() for p in self.parameters]
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
-        self.data.world.average_gradients(self.parameters, batch.share)
+        self.data.world.add_gradients(self.parameters)
         if self.settings.training.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.settings.training.clip_grad_norm)
@@ -144,6 +156,15 @@ class Student:
             moved = step_ratio(before, self.parameters)
             self.signals.append({"epoch": self.epoch, **asdict(found), "update_to_weight": moved})
         self._count(loss, len(batch.y))
+
+    def _whole(self, patches: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+        """The patch logits, labels and teacher's maps of the whole batch, for losses that compare its images."""
+        world = self.data.world
+        if world.size == 1:
+            return patches, batch
+        n, teacher = batch.size, batch.teacher
+        teacher = None if teacher is None else world.gather(teacher, n)
+        return world.gather(patches.float(), n), Batch(batch.x, world.gather(batch.y, n), teacher, n)
 
     def _count(self, loss: LossParts, size: int) -> None:
         distill = loss.distill if loss.distill is not None else torch.full_like(loss.task, math.nan)
@@ -155,17 +176,41 @@ class Student:
     def end_epoch(self, val_logits: Floats) -> None:
         """Record the epoch, step the schedule, notice a broken network."""
         labels = self.data.val.labels
-        total, distill, task, broken, images = self.data.world.add(self.sums).tolist()
+        total, distill, task, broken, images = self.sums.tolist()
         values = (self.stage, total / images, distill / images, task / images, *validate(val_logits, labels))
         for key, value in zip(HISTORY, values, strict=True):
             self.history[key].append(value)
-        self.nonfinite_steps += math.ceil(broken / self.data.world.size)
+        self.nonfinite_steps += int(broken)
         self.image_steps += int(images)
         if not self.unreached_steps:  # else the optimiser took no step that a schedule could follow
             self.step_schedule(val_logits)
         if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
             self.stopped = f"the weights are no longer finite after epoch {self.epoch + 1} of {self.epochs}"
         self.epoch += 1
+        if self.exploratory and self.stopped is None and self.epoch < self.epochs:
+            self.stopped = self._clearly_lost(val_logits)
+
+    def _clearly_lost(self, val_logits: Floats) -> str | None:
+        """Why this arm need not go on, or None. The rule looks at the arm's own numbers alone.
+
+        From half of the schedule on and in stage 2, where the rate only falls: the training loss fell by less than
+        1% during the last quarter of the schedule (3 epochs at least), and the 99.9% interval of the
+        validation AUC lies below `thresholds.baseline_auc`.
+        """
+        look_back = max(LOST_EPOCHS, self.epochs // 4)
+        began = self.epoch - 1 - look_back
+        if self.epoch < self.epochs / 2 or began < self.settings.training.epochs_s1:
+            return None
+        before, now = self.history["train_loss"][began], self.history["train_loss"][-1]
+        measured = auc(self.data.val.labels, val_logits, confidence=LOST_CONFIDENCE, nan="undefined")
+        threshold = self.settings.thresholds.baseline_auc
+        if not now > before * (1 - LOST_PROGRESS) or not measured.defined or measured.ci[1] >= threshold:
+            return None
+        return (
+            f"clearly lost after epoch {self.epoch} of {self.epochs}: AUC {measured.value:.2f}, at most "
+            f"{measured.ci[1]:.2f} (99.9%), and the training loss fell by less than {LOST_PROGRESS:.0%} "
+            f"in {look_back} epochs"
+        )
 
     def step_schedule(self, val_logits: Floats) -> None:
         """Plateau on half A of the validation images (stage 1), cosine (stage 2); once an epoch."""
@@ -224,17 +269,29 @@ def train(students: Sequence[Student], data: Data, after_epoch: Callable[[Studen
             student.begin_epoch()
         steps = math.ceil(len(data.train.frame) / data.settings.training.batch_size)
         for index, batch in enumerate(data.training_batches(epoch)):
-            for student in live:
-                examine = index == steps // 2 and epoch in student.sampled
-                student.train_batch(batch, epoch * steps + index, examine)
-        for student in live:
-            data.world.average_buffers(student.model)
+            examined = [index == steps // 2 and epoch in student.sampled for student in live]
+            train_step(live, batch, epoch * steps + index, examined)
         val_logits = evaluate(live)
         share = (time.monotonic() - started) / len(live)
         for student, logits in zip(live, val_logits, strict=True):
             student.seconds += share
             student.end_epoch(logits)
             after_epoch(student)
+
+
+def train_step(students: Sequence[Student], batch: Batch, step: int, examine: Sequence[bool]) -> None:
+    """One optimisation step of each student on the same batch."""
+    with students[0].data.hardware.autocast():
+        features = shared_stem(students, batch.x)
+    for student, look, shared in zip(students, examine, features, strict=True):
+        student.train_batch(batch, step, look, shared)
+
+
+def shared_stem(students: Sequence[Student], x: Tensor) -> list[Tensor | None]:
+    """What the students need to compute only once; nothing for compiled ones, which are one piece."""
+    if students[0].data.hardware.compiled:
+        return [None] * len(students)
+    return stem_features([student.model for student in students], x)
 
 
 @torch.inference_mode()
@@ -249,8 +306,10 @@ def evaluate(students: Sequence[Student]) -> list[Floats]:
     for batch in data.evaluation_batches(data.val, mine):
         rows = mine[at : at + len(batch.y)]
         at += len(batch.y)
-        for student, row in zip(students, logits, strict=True):
-            row[rows] = pool(student.model(batch.x).cpu().double(), student.settings.pooling)
+        features = shared_stem(students, batch.x)
+        for student, row, shared in zip(students, logits, features, strict=True):
+            patches = patch_logits(student.model, batch.x, shared)
+            row[rows] = pool(patches.cpu().double(), student.settings.pooling)
     return list(world.add(logits).numpy())
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from diag_lib.devices import choose, thread_count
@@ -17,7 +18,7 @@ from diag_lib.models import build_student
 from diag_lib.settings import Settings
 from diag_lib.statistics import auc
 from diag_lib.teacher_cache import teacher_maps
-from diag_lib.training.arms import Overrides, Plan, effective, plan
+from diag_lib.training.arms import EXPLORATORY, Overrides, Plan, effective, plan
 from diag_lib.training.data import Data
 from diag_lib.training.distributed import World, world
 from diag_lib.training.final import Final, final_pass
@@ -34,6 +35,7 @@ from diag_lib.training.folder import (
     write_student,
 )
 from diag_lib.training.jobs import Job, Splits, make_job
+from diag_lib.training.launch import launch
 from diag_lib.training.loop import Student, train
 
 
@@ -77,6 +79,9 @@ def train_arms(
     wanted = [arm for arm in dict.fromkeys(ids) if arm in made.admitted]
     needed = list(dict.fromkeys(made.links.get(arm, arm) for arm in wanted))
     jobs = {arm: make_job(settings, splits, made, arm, extra) for arm in {*wanted, *needed}}
+    processes = _launched(settings)
+    if processes > 1 and not all(is_current(run, arm, jobs[arm].key) for arm in needed):
+        launch(settings, run.create(), ids, extra, processes, progress)
     _train_pending(splits, [jobs[arm] for arm in needed], made.schedule_fraction, progress)
     for arm in wanted:
         if arm in made.links and world().first:
@@ -100,6 +105,14 @@ def _train_pending(splits: Splits, jobs: Sequence[Job], fraction: float, progres
         for group in _groups(pending):
             _train_group(splits, group, fraction, progress and world().first)
             world().barrier()
+
+
+def _launched(settings: Settings) -> int:
+    """Processes to start by torchrun: one a GPU, up to `runtime.processes`. CPU arms are spread otherwise."""
+    device = choose(settings).device
+    if world().size > 1 or device.type != "cuda" or ":" in settings.runtime.device:
+        return 1
+    return min(settings.runtime.processes, torch.cuda.device_count())
 
 
 def planned(
@@ -158,7 +171,7 @@ def _student(job: Job, data: Data) -> Student:
     model, _ = build_student(job.settings, job.settings.training.seed)
     distills = job.settings.training.distillation.alpha_distill > 0
     scale = data.maps.scale if distills and data.maps is not None else None
-    return Student(job.settings, model, data, scale)
+    return Student(job.settings, model, data, scale, exploratory=job.id.split("@")[0] in EXPLORATORY)
 
 
 def _train_here(splits: Splits, data: Data, group: Sequence[Job], fraction: float, progress: bool) -> None:
