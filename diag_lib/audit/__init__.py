@@ -17,10 +17,11 @@ from diag_lib.audit import (
     labels,
     normalization,
     oddities,
+    polarity,
     shortcuts,
 )
 from diag_lib.audit.part import Case, Part
-from diag_lib.audit.scan import sample_of, scan_all, scan_sample
+from diag_lib.audit.scan import Fitting, in_sample, scan_images
 from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.images import ImageTable, read_table
 from diag_lib.images.store import worker_count
@@ -28,7 +29,7 @@ from diag_lib.settings import Settings
 
 __all__ = ["CHECKS", "AuditResult", "next_step", "run"]
 
-CHECKS = (integrity, balance, duplicates, shortcuts, drift, normalization, oddities, labels)
+CHECKS = (integrity, balance, duplicates, shortcuts, drift, normalization, oddities, polarity, labels)
 """In the order of the report; each module's `check(Case) -> Part` is one family."""
 
 
@@ -37,8 +38,8 @@ class AuditResult:
     """What the audit found.
 
     `frame`: a row per image with all measures (`file`: where it is). `sample`: the rows with the dearer
-    measures. `tables`: counts, unreadable, pairs, leakage, shortcuts, drift, channels, oddities, odd_images,
-    suspects.
+    measures. `tables`: counts, files, unreadable, pairs, leakage, leak_sources, shortcuts, shortcut_sources, drift,
+    channels, oddities, odd_images, polarity, suspects.
     """
 
     settings: Settings
@@ -59,7 +60,8 @@ def run(settings: Settings, run_dir: str | Path | RunFolder, *, progress: bool =
     """Audit the dataset of the settings and write `evidence/audit.json`.
 
     Also writes `artifacts/audit.parquet` (a row per image), `duplicates.parquet`, `leakage.parquet` (val_path,
-    train_path, distance, ...) and `unreadable.parquet`.
+    train_path, distance, ...), `unreadable.parquet` and `label_issues.parquet`. Scores that later steps of this run
+    have left are asked about the labels.
 
     Raises
     ------
@@ -84,19 +86,16 @@ def run(settings: Settings, run_dir: str | Path | RunFolder, *, progress: bool =
 def measured(settings: Settings, run: RunFolder, table: ImageTable, progress: bool) -> Case:
     """Scan all images (files known from an earlier run of this folder are not opened), and a sample in depth."""
     workers = worker_count(settings)
-    frame = scan_all(table.frame, run.artifact("audit.parquet"), workers=workers, progress=progress)
-    readable = frame[frame["reason"] == ""]
-    # "file" stays `object`: pandas' own strings cannot hold the undecodable bytes of a name.
-    readable = readable.drop(columns="file").infer_objects().assign(file=readable["file"])
-    data = settings.dataset
-    sample = scan_sample(
-        sample_of(readable, settings.training.seed),
-        run.artifact("audit_sample.parquet"),
-        data.resize,
-        data.image_size,
+    frame, sample = scan_images(
+        table.frame,
+        in_sample(table.frame, settings.training.seed),
+        (run.artifact("audit.parquet"), run.artifact("audit_sample.parquet")),
+        Fitting(settings.dataset.resize, settings.dataset.image_size),
         workers=workers,
         progress=progress,
     )
+    # "file" stays `object`: pandas' own strings cannot hold the undecodable bytes of a name.
+    sample = sample.drop(columns="file").infer_objects().assign(file=sample["file"])
     return Case(settings, run, frame, sample, table.notes, table.curated)
 
 
@@ -110,6 +109,7 @@ def next_step(result: AuditResult) -> str:
 
 
 ADVICE = {
+    "polarity": "Look at 20 images of each class: if the folders are swapped, everything else follows from that.",
     "unreadable": "Restore or remove the unreadable files first: every figure below rests on the others only.",
     "normalization": "Correct normalize_mean and normalize_std first; the measured values are in the table above.",
     "label_conflict": "Look at the pictures that carry both labels, and exclude or relabel them in a curation file.",

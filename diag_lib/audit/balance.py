@@ -24,7 +24,7 @@ def check(case: Case) -> Part:
             zip(case.readable["split"], case.readable["label"], strict=True)
         ).items()
     }
-    return Part(findings, numbers, {"counts": counts})
+    return Part(findings, numbers, {"counts": counts, "files": file_table(case.readable)})
 
 
 def count_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -33,6 +33,20 @@ def count_table(frame: pd.DataFrame) -> pd.DataFrame:
     return counts.assign(label=[CLASS_NAMES[label] for label in counts["label"]]).rename(
         columns={"label": "class"}
     )
+
+
+def file_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Readable images by split, class and format: their number, the commonest size, and how many have it."""
+    rows = []
+    sizes = frame["width"].astype(int).astype(str) + " x " + frame["height"].astype(int).astype(str)
+    classes = frame["label"].map(dict(enumerate(CLASS_NAMES)))
+    cells = frame.assign(pixels=sizes, name=classes).groupby(["split", "name", "format"], sort=True)
+    for (split, name, kind), part in cells:
+        common = part["pixels"].value_counts()
+        share = f"{common.iloc[0] / len(part):.0%}"
+        rows.append((split, name, kind, len(part), common.index[0], share, len(common)))
+    columns = ["split", "class", "format", "images", "commonest size", "share of it", "sizes"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _imbalance(frame: pd.DataFrame) -> Finding:

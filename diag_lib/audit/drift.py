@@ -1,9 +1,12 @@
-"""Do train and val differ, within a class, in how their files were made or in what they show?
+"""Do train and val differ, within a class or a source of it, in how their files were made or in what they show?
 
 Effect size: the probability that a val image exceeds a train image of its class in a property (an AUC; 0.5 is no
 difference), with DeLong's interval. For categories: of having the commonest value. All tests together are
 corrected by Holm's method, and a difference must also be large to be claimed.
 """
+
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,40 +45,66 @@ def check(case: Case) -> Part:
     worst = table.iloc[0]
     claimed = table[table["claimed"]]
     value, ci = float(worst["effect"]), (float(worst["low"]), float(worst["high"]))
-    data = {"properties": [f"{row.label_name} {row.name}" for row in claimed.itertuples(index=False)]}
+    named = [
+        f"{row.label_name} {row.source} {row.name}".replace("  ", " ")
+        for row in claimed.itertuples(index=False)
+    ]
+    data = {"properties": named, "tests": len(table)}
     if claimed.empty:
         message = "train and val agree in every measured property"
         return Part(
             [Finding("audit.drift", "ok", "no", message, value, ci, 0.5 + EFFECT, n)], {}, {"drift": table}
         )
-    told = listed([f"{row.label_name} images in {row.says}" for row in claimed.itertuples(index=False)])
+    told = listed([_told(row) for row in claimed.to_dict("records")])
     message = f"train and val differ: {told}; an AUC on val then mixes the task with the change of domain"
     finding = Finding("audit.drift", "warning", "yes", message, value, ci, 0.5 + EFFECT, n, data)
     return Part([finding], {"n_drifting": len(claimed)}, {"drift": table})
 
 
+def _told(row: Mapping[Any, Any]) -> str:
+    of = f" of {row['source']}" if row["source"] else ""
+    return f"{row['label_name']} images{of} in {row['says']}"
+
+
 def drift_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per class and property, the largest effect first: effect (AUC), low, high, p, p_holm, claimed."""
+    """A row per class (and per class and source where there are several) and property, the largest effect first.
+
+    Columns: label_name, source ("" for the whole class), name, says, effect (AUC), low, high, p, p_holm, claimed.
+    """
     rows = []
-    for label, label_name in enumerate(CLASS_NAMES):
-        part = frame[(frame["label"] == label) & frame["split"].isin(["train", "val"])]
+    for label_name, source, part in _groups(frame):
         in_val = (part["split"] == "val").to_numpy(dtype=np.int64)
         if min(in_val.sum(), len(in_val) - in_val.sum()) < MIN_CLASS:
             continue
         for prop in PROPERTIES:
             values = comparable(part, prop)
+            if (values == values[0]).all():
+                continue
             measured = auc(in_val, values)
             if not measured.defined:
                 continue
             z = abs(measured.value - 0.5) / measured.se if measured.se > 0 else np.inf
-            rows.append((label_name, prop.name, prop.says, measured.value, *measured.ci, float(2 * ndtr(-z))))
-    table = pd.DataFrame(rows, columns=["label_name", "name", "says", "effect", "low", "high", "p"])
+            p = float(2 * ndtr(-z))
+            rows.append((label_name, source, prop.name, prop.says, measured.value, *measured.ci, p))
+    columns = ["label_name", "source", "name", "says", "effect", "low", "high", "p"]
+    table = pd.DataFrame(rows, columns=columns)
     adjusted = holm({str(i): p for i, p in enumerate(table["p"])})
     table["p_holm"] = [adjusted[str(i)] for i in range(len(table))]
     beyond = (table["low"] > 0.5 + EFFECT) | (table["high"] < 0.5 - EFFECT)
     table["claimed"] = beyond & (table["p_holm"] < LEVEL)
     order = (table["effect"] - 0.5).abs().sort_values(ascending=False, kind="stable").index
     return table.loc[order].reset_index(drop=True)
+
+
+def _groups(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(class, "" or source, its train and val images): each class, then its sources where it has several."""
+    frame = frame[frame["split"].isin(["train", "val"])]
+    for label, label_name in enumerate(CLASS_NAMES):
+        part = frame[frame["label"] == label]
+        yield label_name, "", part
+        if len(set(part["source"])) > 1:
+            for source in sorted(set(part["source"])):
+                yield label_name, source, part[part["source"] == source]
 
 
 def comparable(frame: pd.DataFrame, prop: Property) -> npt.NDArray[np.float64]:

@@ -4,13 +4,13 @@ Found: equal files, equal pixels, and near-duplicates (re-encoded, rescaled, sli
 their centre 7/8). Not found: other crops, rotations, strong edits. How near is near: see `images.hashing`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from diag_lib.audit.part import Case, Part, listed
+from diag_lib.audit.part import CLASS_NAMES, Case, Part, listed
 from diag_lib.evidence import Finding, Severity
 from diag_lib.images import hashing
 from diag_lib.images.readability import write_parquet
@@ -38,12 +38,12 @@ def check(case: Case) -> Part:
     table = described(frame, pairs)
     write_parquet(table, case.run.artifact("duplicates.parquet"))
     write_parquet(leaks, case.run.artifact("leakage.parquet"))
-    findings = [_duplicates(frame, pairs), _leakage(frame, leaks), _conflict(frame, pairs)]
+    findings = [_duplicates(frame, pairs), _leakage(frame, leaks, skipped), _conflict(frame, pairs)]
     numbers: dict[str, float | int | str | None] = {
         "n_duplicate_pairs": len(pairs), "n_leaked": len(leaks), "n_skipped_buckets": skipped,
         "hash_distance": hashing.MAX_DISTANCE,
     }  # fmt: skip
-    return Part(findings, numbers, {"pairs": table, "leakage": leaks})
+    return Part(findings, numbers, {"pairs": table, "leakage": leaks, "leak_sources": leak_sources(leaks)})
 
 
 def find_pairs(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
@@ -95,6 +95,18 @@ def leaked(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def leak_sources(leaks: pd.DataFrame) -> pd.DataFrame:
+    """Leaked val images by label and source of both sides: exact, near, and how many carry the other label."""
+    kept = leaks.assign(
+        exact=leaks["kind"].isin(EXACT), near=~leaks["kind"].isin(EXACT), conflict=leaks["conflict"].astype(bool),
+        val_class=leaks["val_label"].map(dict(enumerate(CLASS_NAMES))),
+        train_class=leaks["train_label"].map(dict(enumerate(CLASS_NAMES))),
+    )  # fmt: skip
+    by = ["val_class", "val_source", "train_class", "train_source"]
+    summed = kept.groupby(by, as_index=False)[["exact", "near", "conflict"]].sum()
+    return summed.sort_values(["exact", "near"], ascending=False, kind="stable").reset_index(drop=True)
+
+
 def described(frame: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """The pairs with path, split, label and source of both sides."""
     sides: dict[str, Any] = {}
@@ -115,7 +127,7 @@ def _linked(members: npt.NDArray[np.int64], train: npt.NDArray[np.bool_]) -> lis
 def _equal(
     hashes: "pd.Series[str]", varied: npt.NDArray[np.bool_], train: npt.NDArray[np.bool_], kind: str
 ) -> pd.DataFrame:
-    rows = np.flatnonzero(varied)
+    rows = np.flatnonzero(varied & hashes.duplicated(keep=False).to_numpy())
     groups = pd.Series(rows).groupby(hashes.to_numpy()[rows])
     links = [pair for _, group in groups if len(group) > 1 for pair in _linked(group.to_numpy(), train)]
     return _table(np.array(links, dtype=np.int64).reshape(-1, 2), np.zeros(len(links), np.int64), kind)
@@ -136,12 +148,12 @@ def _near(
     i, j, distance, skipped = hashing.near_pairs(hashes, None if itself else others)
     links, far = [], []
     for x, y, d in zip(i, j, distance, strict=True):
-        for pair in _across(members[x], other_members[y], train):
+        for pair in _across(members.of(x), other_members.of(y), train):
             links.append(pair)
             far.append(d)
     if itself:
-        for group in members:
-            pairs = _linked(group, train)
+        for several in np.flatnonzero(np.diff(members.bounds) > 1):
+            pairs = _linked(members.of(int(several)), train)
             links += pairs
             far += [0] * len(pairs)
     table = np.array(links, dtype=np.int64).reshape(-1, 2)
@@ -151,14 +163,25 @@ def _near(
     return _table(np.sort(table[close], axis=1), bits[close], kind), skipped
 
 
+class _Members(NamedTuple):
+    """Rows in groups, one after the other."""
+
+    rows: npt.NDArray[np.int64]
+    bounds: npt.NDArray[np.int64]
+
+    def of(self, group: int) -> npt.NDArray[np.int64]:
+        return self.rows[self.bounds[group] : self.bounds[group + 1]]
+
+
 def _collapsed(
     hashes: npt.NDArray[np.uint16], rows: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.uint16], list[npt.NDArray[np.int64]]]:
+) -> tuple[npt.NDArray[np.uint16], _Members]:
     """Distinct hashes, and the rows that have each."""
-    distinct, which = np.unique(hashes, axis=0, return_inverse=True)
-    order = np.argsort(which.reshape(-1), kind="stable")
-    ends = np.cumsum(np.bincount(which.reshape(-1)))[:-1]
-    return distinct, np.split(rows[order], ends)
+    words = np.ascontiguousarray(hashes).view(np.uint64)
+    order = np.lexsort(words.T)  # stable: rows stay in order within a group
+    new = np.append(True, (words[order][1:] != words[order][:-1]).any(axis=1))
+    starts = np.flatnonzero(new)
+    return hashes[order[starts]], _Members(rows[order], np.append(starts, len(rows)))
 
 
 def _across(
@@ -195,27 +218,37 @@ def _duplicates(frame: pd.DataFrame, pairs: pd.DataFrame) -> Finding:
     )  # fmt: skip
 
 
-def _leakage(frame: pd.DataFrame, leaks: pd.DataFrame) -> Finding:
+NOT_FOUND = "crops other than the centre, rotations and strong edits would not be found"
+
+
+def _leakage(frame: pd.DataFrame, leaks: pd.DataFrame, skipped: int) -> Finding:
     n = int((frame["split"] == "val").sum())
     share, exact = len(leaks) / max(1, n), int(leaks["kind"].isin(EXACT).sum())
     data = {
         "n_leaked": len(leaks), "n_exact": exact, "n_conflict": int(leaks["conflict"].sum()),
         "kinds": leaks["kind"].value_counts().to_dict(), "file": "artifacts/leakage.parquet",
-        "sources": leaks["val_source"].value_counts().head(10).to_dict(),
+        "sources": leaks["val_source"].value_counts().head(10).to_dict(), "not_found": NOT_FOUND,
+        "skipped_buckets": skipped,
     }  # fmt: skip
     if leaks.empty:
-        message = f"none of {n} val images was found in train (crops other than the centre would not be)"
+        message = f"none of {n} val images stands in train ({NOT_FOUND}{_incomplete(skipped)})"
         return Finding("audit.leakage", "ok", "no", message, 0.0, None, LEAK_SHARE, n, data)
     conflict = f", {data['n_conflict']} of them with the other label" if data["n_conflict"] else ""
     message = (
         f"{len(leaks)} of {n} val images ({share:.1%}) stand in train as well ({exact} exactly{conflict}), "
         f"e.g. {leaks['val_path'].iloc[0]} = {leaks['train_path'].iloc[0]}"
     )
+    message += f"; {NOT_FOUND}{_incomplete(skipped)}"
     claimed = share >= LEAK_SHARE
     return Finding(
         "audit.leakage", "error" if claimed else "note", "yes" if claimed else "no", message, share, None, LEAK_SHARE,
         n, data,
     )  # fmt: skip
+
+
+def _incomplete(skipped: int) -> str:
+    """What to add when flat pictures filled buckets of the join that were too large to compare."""
+    return f"; {skipped} groups of look-alike flat pictures were too large to compare" if skipped else ""
 
 
 def _conflict(frame: pd.DataFrame, pairs: pd.DataFrame) -> Finding:

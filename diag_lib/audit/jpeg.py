@@ -1,10 +1,12 @@
 """At which quality was this JPEG saved, and does a lossless file hold a JPEG past?"""
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.fft import dctn
+from scipy.fft import dct
 
 from diag_lib.images.decode import Pixels
 
@@ -34,16 +36,32 @@ def _scaled_tables() -> npt.NDArray[np.int64]:
     return tables
 
 
-_TABLES = _scaled_tables()
+_SORTED_TABLES = np.sort(_scaled_tables(), axis=1)
 
 
 def quality(tables: Mapping[int, Sequence[int]] | None) -> float:
     """The libjpeg quality (1..100) whose luminance table is nearest; NaN when the file is no JPEG."""
     if not tables or len(tables.get(0, ())) != 64:
         return float("nan")
-    luminance = np.sort(np.asarray(tables[0]))  # sorted: whatever order the table was stored in
-    distance = np.abs(np.sort(_TABLES, axis=1) - luminance).sum(axis=1)
+    return _nearest_quality(tuple(sorted(tables[0])))  # sorted: whatever order the table was stored in
+
+
+def tables_id(tables: Mapping[int, Sequence[int]] | None) -> str:
+    """Eight hex digits that stand for all quantisation tables of a JPEG (encoders differ in them); "" if none."""
+    if not tables:
+        return ""
+    return _tables_hash(tuple((key, tuple(values)) for key, values in sorted(tables.items())))
+
+
+@lru_cache(maxsize=4096)
+def _nearest_quality(luminance: tuple[int, ...]) -> float:
+    distance = np.abs(_SORTED_TABLES - np.array(luminance)).sum(axis=1)
     return float(len(distance) - int(np.argmin(distance[::-1])))
+
+
+@lru_cache(maxsize=4096)
+def _tables_hash(tables: tuple[tuple[int, tuple[int, ...]], ...]) -> str:
+    return hashlib.blake2b(repr(tables).encode(), digest_size=4).hexdigest()
 
 
 def trace(pixels: Pixels) -> float:
@@ -53,34 +71,37 @@ def trace(pixels: Pixels) -> float:
     which no JPEG has quantised: the image is its own control. Sees steps of 3 and more (quality below about
     93); a crop that is not on the grid hides the past.
     """
-    gray = pixels[:_SIDE, :_SIDE].astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    gray = pixels[:_SIDE, :_SIDE].astype(np.float32) @ _LUMA
     if min(gray.shape) < 36:
         return 0.0
     return _periodicity(gray) - _periodicity(gray[4:, 4:])
 
 
-def _periodicity(gray: npt.NDArray[np.float64]) -> float:
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_WAVES = dct(np.eye(8), axis=0, norm="ortho")
+_BASIS = np.stack([np.outer(_WAVES[u], _WAVES[v]).ravel() for u, v in _FREQUENCIES], 1).astype(np.float32)
+"""The chosen DCT waves of an 8 x 8 block, float32 (64, 10): one product instead of whole transforms."""
+
+
+def _periodicity(gray: npt.NDArray[np.float32]) -> float:
     rows, columns = gray.shape[0] // 8, gray.shape[1] // 8
     blocks = (
-        gray[: rows * 8, : columns * 8].reshape(rows, 8, columns, 8).transpose(0, 2, 1, 3).reshape(-1, 8, 8)
+        gray[: rows * 8, : columns * 8].reshape(rows, 8, columns, 8).transpose(0, 2, 1, 3).reshape(-1, 64)
     )
-    coefficients = np.abs(dctn(blocks - 128, axes=(1, 2), norm="ortho"))
-    best = 0.0
-    for u, v in _FREQUENCIES:
-        place = (coefficients[:, u, v] / _BIN).astype(np.int64)
-        counts = np.bincount(place[place < _BINS], minlength=_BINS)
-        chosen = _BEYOND @ counts
-        enough = chosen >= _MIN_COUNT
-        if enough.any():
-            best = max(best, float(((_COSINE @ counts)[enough] / chosen[enough]).max()))
-    return best
+    place = (np.abs(blocks @ _BASIS) / np.float32(_BIN)).astype(np.int64)
+    counted = np.where(place < _BINS, place, _BINS) + (_BINS + 1) * np.arange(place.shape[1])
+    counts = np.bincount(counted.ravel(), minlength=(_BINS + 1) * place.shape[1])
+    histograms = counts.reshape(-1, _BINS + 1)[:, :_BINS].T.astype(np.float32)
+    chosen = _BEYOND @ histograms
+    enough = chosen >= _MIN_COUNT
+    return max(0.0, float(((_COSINE @ histograms)[enough] / chosen[enough]).max(initial=0.0)))
 
 
-def _cosines() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _cosines() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """For each step and histogram bin: is the bin beyond the cluster at zero, and its cosine if so."""
     centre = (np.arange(_BINS) + 0.5) * _BIN
-    beyond = (centre[None] >= 0.75 * _STEPS[:, None]).astype(np.float64)  # any smooth image clusters at zero
-    return beyond, beyond * np.cos(2 * np.pi * centre[None] / _STEPS[:, None])
+    beyond = (centre[None] >= 0.75 * _STEPS[:, None]).astype(np.float32)  # any smooth image clusters at zero
+    return beyond, (beyond * np.cos(2 * np.pi * centre[None] / _STEPS[:, None])).astype(np.float32)
 
 
 _BEYOND, _COSINE = _cosines()

@@ -14,6 +14,13 @@ MANY = 0.05
 """Share of a class that has an oddity, from which a finding is raised; single pictures are only listed."""
 
 
+SIZE_RATIO = 4.0
+"""Times the typical side from which a size is odd: beyond what one camera's or generator's settings span."""
+
+SHARP = 1.6
+"""Sharpness (log variance of the Laplacian) below which no edge is left: 8-bit rounding alone gives 0.5."""
+
+
 @dataclass(frozen=True)
 class Oddity:
     """One oddity: which rows have it. `broken`: the picture carries no information, however rare it is."""
@@ -22,6 +29,12 @@ class Oddity:
     says: str
     of: Callable[[pd.DataFrame], "pd.Series[bool]"]
     broken: bool = False
+
+
+def _odd_size(frame: pd.DataFrame) -> "pd.Series[bool]":
+    area = frame["width"] * frame["height"]
+    usual, ratio = area.median(), SIZE_RATIO**2
+    return (area * ratio <= usual) | (area >= usual * ratio)
 
 
 ODDITIES: tuple[Oddity, ...] = (
@@ -35,13 +48,14 @@ ODDITIES: tuple[Oddity, ...] = (
     Oddity("dark", "nearly black", lambda f: (f["brightness"] < 0.05) & (f["contrast"] >= 1 / 255)),
     Oddity("bright", "nearly white", lambda f: (f["brightness"] > 0.97) & (f["contrast"] >= 1 / 255)),
     Oddity("low_information", "few gray levels", lambda f: (f["entropy"] < 2) & (f["contrast"] >= 1 / 255)),
-    Oddity("blurred", "no sharp edge", lambda f: (f["sharpness"] < 0) & (f["contrast"] >= 0.02)),
+    Oddity("blurred", "no sharp edge", lambda f: (f["sharpness"] < SHARP) & (f["contrast"] >= 0.02)),
     Oddity("gray", "no colour", lambda f: f["grayscale"].astype(bool) & (f["contrast"] >= 1 / 255)),
     Oddity(
         "elongated",
         "longer than 1:3",
         lambda f: (f["width"] > 3 * f["height"]) | (f["height"] > 3 * f["width"]),
     ),
+    Oddity("odd_size", f"sides {SIZE_RATIO:g} times shorter or longer than usual", _odd_size),
     Oddity("several_frames", "animated or several pages", lambda f: f["frames"] > 1),
     Oddity("transparent", "with an alpha channel", lambda f: f["has_alpha"].astype(bool)),
     Oddity("misnamed", "suffix contradicts the content", lambda f: f["wrong_suffix"].astype(bool)),

@@ -41,6 +41,9 @@ def _column(name: str, kind: type = float) -> Callable[[pd.DataFrame], Values]:
 PROPERTIES: tuple[Property, ...] = (
     Property("codec", "trace", "lossy or lossless format", _codec, categorical=True),
     Property("jpeg_quality", "trace", "JPEG quality", _column("jpeg_quality")),
+    Property(
+        "jpeg_tables", "trace", "JPEG quantisation tables", _column("jpeg_tables", object), categorical=True
+    ),
     Property("subsampling", "trace", "chroma subsampling", _column("subsampling", object), categorical=True),
     Property(
         "jpeg_history",
@@ -55,6 +58,7 @@ PROPERTIES: tuple[Property, ...] = (
     Property(
         "software", "header", "software named in the file", _column("software", object), categorical=True
     ),
+    Property("camera", "header", "camera named in the file", _column("camera", object), categorical=True),
     Property("exif", "header", "EXIF block", _column("has_exif")),
     Property("alpha", "header", "alpha channel", _column("has_alpha")),
     Property("suffix", "header", "suffix that contradicts the content", _column("wrong_suffix")),
@@ -67,6 +71,7 @@ PROPERTIES: tuple[Property, ...] = (
     Property("entropy", "content", "entropy", _column("entropy")),
     Property("grayscale", "content", "grayscale", _column("grayscale")),
     Property("high_frequency", "content", "share of fine detail", _column("high_frequency")),
+    Property("spectral_slope", "content", "slope of the spectrum", _column("spectral_slope")),
 )
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from diag_lib.audit.part import Case, Part
-from diag_lib.audit.properties import PROPERTIES, Property, codes
+from diag_lib.audit.part import CLASS_NAMES, Case, Part
+from diag_lib.audit.properties import PROPERTIES, Property, Values, codes
 from diag_lib.evidence import Finding, Severity
 from diag_lib.images import hashing
 from diag_lib.statistics import Auc, answer_above, auc
@@ -42,7 +42,8 @@ def check(case: Case) -> Part:
     joint = together(frame, labels, folds, traces)
     findings = [_joint(joint, table, labels), *(_single(row, labels) for row in table.to_dict("records"))]
     findings.append(_content(table, labels))
-    return Part(findings, {"auc_traces": joint.value if joint else None}, {"shortcuts": table})
+    tables = {"shortcuts": table, "shortcut_sources": source_table(frame, labels, folds, table)}
+    return Part(findings, {"auc_traces": joint.value if joint else None}, tables)
 
 
 def property_table(frame: pd.DataFrame, labels: Ints, folds: Ints) -> pd.DataFrame:
@@ -58,6 +59,38 @@ def property_table(frame: pd.DataFrame, labels: Ints, folds: Ints) -> pd.DataFra
         )
     columns = ["name", "kind", "says", "auc", "low", "high", "differs"]
     return pd.DataFrame(rows, columns=columns).fillna({"auc": 0.5})
+
+
+MOST_TOLD = 3
+
+
+def source_table(frame: pd.DataFrame, labels: Ints, folds: Ints, table: pd.DataFrame) -> pd.DataFrame:
+    """The strongest traces by source: which generator or camera gives the label away?
+
+    A row per property and (class, source): images, typical value, and the held-out AUC of this source's images
+    against the whole other class. Empty where each class has one source.
+    """
+    columns = ["property", "class", "source", "images", "typical", "auc", "low", "high"]
+    sources = frame["source"].to_numpy()
+    cells = sorted({(int(y), str(source)) for y, source in zip(labels, sources, strict=True)})
+    if len(cells) <= len(np.unique(labels)):
+        return pd.DataFrame(columns=columns)
+    traces = table[(table["kind"] == "trace") & (table["low"] > 0.5)].sort_values("auc", ascending=False)
+    named = {prop.name: prop for prop in PROPERTIES}
+    rows = []
+    for name in traces["name"].head(MOST_TOLD):
+        prop = named[name]
+        values = prop.of(frame)
+        scores = held_out_odds(codes(values, prop.categorical), labels, folds, prop.categorical)
+        for label, source in cells:
+            own = (labels == label) & (sources == source)
+            against = own | (labels != label)
+            measured = auc(labels[against], scores[against], nan="undefined")
+            typical = _typical(values[own], prop.categorical)
+            place = CLASS_NAMES[label], source or "(none)", int(own.sum())
+            value, ci = (measured.value, measured.ci) if measured.defined else (0.5, (0.5, 0.5))
+            rows.append((prop.says, *place, typical, value, *ci))
+    return pd.DataFrame(rows, columns=columns)
 
 
 def fold_numbers(frame: pd.DataFrame, seed: int) -> Ints:
@@ -137,19 +170,19 @@ def _differs(frame: pd.DataFrame, labels: Ints, prop: Property) -> str:
     """ "real: 512, fake: 256": the typical value of each class."""
     values = prop.of(frame)
     told = []
-    for label, name in enumerate(("real", "fake")):
-        chosen = pd.Series(values[labels == label])
-        if prop.categorical:
-            common = chosen.fillna("").astype(str).value_counts()
-            told.append(
-                f"{name}: {common.index[0] or 'none'} ({common.iloc[0] / len(chosen):.0%})"
-                if len(common)
-                else name
-            )
-        else:
-            middle = chosen.astype(float).median()
-            told.append(f"{name}: {'none' if np.isnan(middle) else format(middle, '.3g')}")
+    for label, name in enumerate(CLASS_NAMES):
+        told.append(f"{name}: {_typical(values[labels == label], prop.categorical)}")
     return ", ".join(told)
+
+
+def _typical(values: Values, categorical: bool) -> str:
+    """ "512", "JPEG (98%)" or "none"."""
+    chosen = pd.Series(values)
+    if categorical:
+        common = chosen.fillna("").astype(str).value_counts()
+        return f"{common.index[0] or 'none'} ({common.iloc[0] / len(chosen):.0%})" if len(common) else "none"
+    middle = chosen.astype(float).median()
+    return "none" if np.isnan(middle) else format(middle, ".3g")
 
 
 def _enough(labels: Ints) -> bool:

@@ -75,6 +75,7 @@ class Decoded:
     quantization: dict[int, list[int]] | None = None
     subsampling: str = ""
     software: str = ""
+    camera: str = ""
     has_exif: bool = False
     notes: tuple[str, ...] = field(default=())
 
@@ -212,7 +213,7 @@ def _loaded(image: Image.Image, data: bytes, messages: list[str]) -> Decoded:
         frames = _frames(image, kind)
         _refuse_short_file(kind, data)
         image.load()
-        orientation, software, has_exif = _exif(image, notes)
+        orientation, software, camera, has_exif = _exif(image, notes)
         has_alpha = mode in _WITH_ALPHA or "transparency" in image.info
         pixels = _rgb(image)
         if orientation != 1:
@@ -228,7 +229,7 @@ def _loaded(image: Image.Image, data: bytes, messages: list[str]) -> Decoded:
     notes += [f"decoder: {text}" for text in messages[:3]]
     return Decoded(
         np.ascontiguousarray(pixels), kind, mode, width, height, has_alpha, frames, orientation,
-        tables or None, subsampling, software, has_exif, tuple(notes),
+        tables or None, subsampling, software, camera, has_exif, tuple(notes),
     )  # fmt: skip
 
 
@@ -259,18 +260,20 @@ def _refuse_short_file(kind: str, data: bytes) -> None:
         raise DecodeError("truncated")
 
 
-def _exif(image: Image.Image, notes: list[str]) -> tuple[int, str, bool]:
-    """(orientation 1..8, software, whether EXIF exists); a damaged EXIF block does not cost the image."""
+def _exif(image: Image.Image, notes: list[str]) -> tuple[int, str, str, bool]:
+    """(orientation 1..8, software, camera, whether EXIF exists); a damaged block does not cost the image."""
     try:
         exif = image.getexif()
         orientation = exif.get(ExifTags.Base.Orientation, 1)
         software = str(exif.get(ExifTags.Base.Software, "") or "")[:80]
+        makers = (str(exif.get(tag, "") or "").strip() for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
+        camera = " ".join(name for name in makers if name)[:80]
         has_exif = bool(image.info.get("exif")) or (len(exif) > 0 and image.format != "TIFF")
     except Exception:
         notes.append("damaged EXIF")
-        return 1, "", False
+        return 1, "", "", False
     software = software or _text_chunk_software(image)
-    return (orientation if orientation in range(1, 9) else 1), software, has_exif
+    return (orientation if orientation in range(1, 9) else 1), software, camera, has_exif
 
 
 def _text_chunk_software(image: Image.Image) -> str:

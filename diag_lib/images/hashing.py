@@ -28,14 +28,25 @@ _WEIGHTS = (19595, 38470, 7471)  # ITU-R 601 luma, in 1/65536
 
 def thumbnail(pixels: Pixels) -> Thumbnails:
     """The gray thumbnail uint8 (16, 17) of an (H, W, 3) image, antialiased."""
-    gray = Image.fromarray(pixels).convert("L")
-    return np.asarray(gray.resize(THUMBNAIL_SHAPE[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0))
+    return small(Image.fromarray(pixels).convert("L"))
+
+
+def small(gray: Image.Image, box: tuple[int, int, int, int] | None = None) -> Thumbnails:
+    """The thumbnail uint8 (16, 17) of an 8-bit gray image, or of its part `box` (left, top, right, bottom)."""
+    return np.asarray(gray.resize(THUMBNAIL_SHAPE[::-1], Image.Resampling.BILINEAR, box, reducing_gap=3.0))
 
 
 def difference_hash(thumbnails: Thumbnails) -> npt.NDArray[np.uint16]:
-    """Hashes (n, 16) of 16 bits each from thumbnails (n, 16, 17): is a pixel brighter than the next one?"""
-    bits = thumbnails[:, :, :-1] > thumbnails[:, :, 1:]
-    return np.packbits(bits, axis=2).reshape(len(thumbnails), 32).view(np.uint16)
+    """Hashes (n, 16) of 16 bits each from thumbnails (n, 16, 17): is a pixel brighter than the next one?
+
+    Each of the 16 bands holds one bit of every row and of every column. Neighbouring bits of a smooth picture agree,
+    so that bands of whole rows would be alike in thousands of pictures, and all of those would be compared.
+    """
+    bits = (thumbnails[:, :, :-1] > thumbnails[:, :, 1:]).reshape(len(thumbnails), 256)[:, _ORDER]
+    return np.ascontiguousarray(np.packbits(bits, axis=1)).view(np.uint16)
+
+
+_ORDER = (16 * np.arange(16) + (np.arange(16)[:, None] + 5 * np.arange(16)) % 16).ravel()
 
 
 def mirrored(thumbnails: Thumbnails) -> Thumbnails:

@@ -210,7 +210,9 @@ def _shown(files: Sequence[str], folder: str) -> list[str]:
     inside = folder.rstrip(os.sep) + os.sep
     elsewhere = [os.path.dirname(file) for file in files if not file.startswith(inside)]
     common = os.path.commonpath(elsewhere) if elsewhere else folder
-    relative = (os.path.relpath(file, folder if file.startswith(inside) else common) for file in files)
+    relative = (
+        file[len(inside) :] if file.startswith(inside) else os.path.relpath(file, common) for file in files
+    )
     return [printable(path.replace(os.sep, "/")) for path in relative]
 
 

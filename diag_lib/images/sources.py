@@ -104,6 +104,8 @@ def printable(text: str) -> str:
 
     Different names stay different: the backslash itself is doubled.
     """
+    if text.isprintable() and "\\" not in text:  # nearly every name, and there may be a million
+        return text
     return "".join(character if _plain(character) else _escape(character) for character in text)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -194,28 +195,86 @@ def content(result: AuditResult) -> Figure:
 
 @style.styled
 def leaked_pairs(result: AuditResult) -> Figure:
-    """Leaked validation pictures above their counterparts in train, the least similar ones first."""
-    leaks = result.tables["leakage"].sort_values("distance", ascending=False, kind="stable").head(PAIRS)
-    if leaks.empty:
-        figure, ax = style.new_figure(width=11, height=0.9)
-        ax.set_axis_off()
-        style.finding_title(figure, _sentence(result.finding("leakage").message))
-        return figure
+    """Leaked validation pictures above their counterparts in train: those with two labels, then the least similar."""
+    leaks = result.tables["leakage"].sort_values(["conflict", "distance"], ascending=False, kind="stable")
+    pairs = [
+        _Pair(row["kind"], row["distance"], *((f"{side}: ", row[f"{side}_path"], row[f"{side}_label"])
+                                              for side in ("val", "train")))
+        for row in leaks.head(PAIRS).to_dict("records")
+    ]  # fmt: skip
+    return _pair_sheet(result, pairs, result.finding("leakage").message)
+
+
+@style.styled
+def copies(result: AuditResult) -> Figure:
+    """Pictures above their copies: those with two labels first, then repeats within a split, least similar first."""
+    table = result.tables["pairs"]
+    conflict = table["a_label"] != table["b_label"]
+    chosen = table.assign(conflict=conflict)[conflict | (table["a_split"] == table["b_split"])]
+    chosen = chosen.sort_values(["conflict", "distance"], ascending=False, kind="stable")
+    pairs = [
+        _Pair(row["kind"], row["distance"], *((f"{row[f'{side}_split']}: ", row[f"{side}_path"], row[f"{side}_label"])
+                                              for side in "ab"))
+        for row in chosen.head(PAIRS).to_dict("records")
+    ]  # fmt: skip
+    check = "label_conflict" if conflict.any() else "duplicates"
+    return _pair_sheet(result, pairs, result.finding(check).message)
+
+
+class _Pair(NamedTuple):
+    """Two pictures of one motif: how and how far they differ, and (where, path, label) of both."""
+
+    kind: str
+    distance: int
+    above: tuple[str, str, int]
+    below: tuple[str, str, int]
+
+
+def _pair_sheet(result: AuditResult, pairs: Sequence[_Pair], message: str) -> Figure:
+    if not pairs:
+        return _said(message)
     figure, axes = style.new_figure(2, PAIRS, width=11, height=4.2, squeeze=False)
     file_of = dict(zip(result.frame["path"], result.frame["file"], strict=True))
-    pairs = [*leaks.to_dict("records"), *[None] * (PAIRS - len(leaks))]
-    for column, pair in enumerate(pairs):
-        for row, side in enumerate(("val", "train")):
-            ax = axes[row][column]
-            _picture(ax, _tile(file_of[pair[f"{side}_path"]]) if pair else None)
-            if pair:
-                label = int(pair[f"{side}_label"])
-                ax.set_title(
-                    f"{side}: {style.CLASS_NAMES[label]}", fontsize=9, color=style.CLASS_COLOURS[label], pad=3
-                )
+    for column, pair in enumerate([*pairs, *[None] * (PAIRS - len(pairs))]):
+        for row in range(2):
+            side = pair and (pair.above, pair.below)[row]
+            _picture(axes[row][column], _tile(file_of[side[1]]) if side else None)
+            if side:
+                label = int(side[2])
+                told = side[0] + style.CLASS_NAMES[label]
+                axes[row][column].set_title(told, fontsize=9, color=style.CLASS_COLOURS[label], pad=3)
         if pair:
-            axes[1][column].set_xlabel(f"{pair['kind']}, {pair['distance']} bits", fontsize=8)
-    style.finding_title(figure, _sentence(result.finding("leakage").message))
+            axes[1][column].set_xlabel(f"{pair.kind}, {pair.distance} bits", fontsize=8)
+    style.finding_title(figure, _sentence(message))
+    return figure
+
+
+@style.styled
+def suspects(result: AuditResult) -> Figure:
+    """The pictures whose label is doubted most, worst first, with the class their label claims."""
+    table = result.tables["suspects"].head(2 * PER_CLASS)
+    message = result.finding("labels").message
+    if table.empty:
+        return _said(message)
+    rows = -(-len(table) // PER_CLASS)
+    figure, axes = style.new_figure(rows, PER_CLASS, width=11, height=0.7 + 1.5 * rows, squeeze=False)
+    file_of = dict(zip(result.frame["path"], result.frame["file"], strict=True))
+    shown = [*table.to_dict("records"), *[None] * (rows * PER_CLASS - len(table))]
+    for ax, row in zip(axes.ravel(), shown, strict=True):
+        _picture(ax, _tile(file_of[row["path"]]) if row else None)
+        if row:
+            label = int(row["label"])
+            told = f"{style.CLASS_NAMES[label]}? {row['probability_of_label']:.0%}"
+            ax.set_title(told, fontsize=9, color=style.CLASS_COLOURS[label], pad=3)
+    style.finding_title(figure, _sentence(message), "label, and the judges' probability that it is right")
+    return figure
+
+
+def _said(message: str) -> Figure:
+    """Nothing to picture: the sentence alone."""
+    figure, ax = style.new_figure(width=11, height=0.9)
+    ax.set_axis_off()
+    style.finding_title(figure, _sentence(message))
     return figure
 
 

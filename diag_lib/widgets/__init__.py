@@ -2,15 +2,18 @@
 
 from diag_lib.widgets.balance import BalanceBoard, balance_board
 from diag_lib.widgets.board import Board
+from diag_lib.widgets.curation import CurationBoard, curation_board
 from diag_lib.widgets.heatmaps import HeatmapBrowser, heatmap_browser
 from diag_lib.widgets.threshold import ThresholdBoard, threshold_board
 
 __all__ = [
     "BalanceBoard",
     "Board",
+    "CurationBoard",
     "HeatmapBrowser",
     "ThresholdBoard",
     "balance_board",
+    "curation_board",
     "heatmap_browser",
     "threshold_board",
 ]
