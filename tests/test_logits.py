@@ -116,7 +116,7 @@ def test_evidence_holds_every_answer_and_reads_back(result, folder) -> None:
 
 
 def test_gradients_are_those_of_the_weighted_losses(result) -> None:
-    assert list(result.gradients["epoch"]) == [1, 2, 3, 4, 5, 6]
+    assert list(result.gradients["epoch"]) == [1, 3, 6]  # five steps an epoch: every eighth at most
     assert (result.gradients["distill"] > result.gradients["task"]).all()
     assert result.gradients["cosine"].between(-1, 1).all()
 

@@ -92,7 +92,7 @@ class RunState:
         folder.write_json(RUN_FILE, {**whole, "started": self.started, "finished": self.finished})
 
 
-FACTS = ("versions", "platform", "device", "precision", "threads", "cores", "seeds", "budget")
+FACTS = ("versions", "platform", "device", "precision", "threads", "kernels", "cores", "seeds", "budget")
 
 
 def gather_facts(settings: Settings) -> dict[str, Any]:
