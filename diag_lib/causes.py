@@ -341,7 +341,7 @@ CAUSES: tuple[Cause, ...] = (
             None,
             "check the order of height and width, flips and crops between the image and the teacher's map",
         ),
-        yields_to=UNHEARD_TEACHER,
+        yields_to=(*UNHEARD_TEACHER, "corrupt_images", "labels_inverted_train"),
     ),
     Cause(
         id="wrong_activation",

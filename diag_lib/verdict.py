@@ -263,7 +263,10 @@ def _judge(
     if effect == "shown":
         return name("likely" if suspicion.weak else "established")
     if effect == "absent":
-        return RuledOut(f"{suspicion.because}; but {proof.sentence()}")
+        learns = f"; your own training reaches {_reached(case.arms.get('status_quo'))}"
+        return RuledOut(
+            f"{suspicion.because}; but {proof.sentence()}{learns if case.status_quo_learns else ''}"
+        )
     cured = cause.proof != "gain" or proof.after.auc.ci[0] > case.limits.baseline_auc
     promising = cured and proof.p < SIGNIFICANCE and abs(proof.delta) >= MATERIAL_GAIN
     if suspicion.weak or case.status_quo_learns or not promising:
@@ -287,6 +290,10 @@ def _effect(cause: Cause, proof: Comparison, p: float, case: Case) -> str:
     delta = -proof.delta if falls else proof.delta
     learns = proof.before.auc.ci[0] > case.limits.baseline_auc
     bar = HEALTHY_GAIN if cause.proof == "gain" and learns else 0.0
+    status_quo = case.arms.get("status_quo")
+    elsewhere = cause.proof == "gain" and proof.before.arm != "status_quo" and case.status_quo_learns
+    if elsewhere and status_quo is not None and proof.after.auc.value < status_quo.value + HEALTHY_GAIN:
+        return "absent"  # what another training gains explains nothing that the user's own does not lack
     # A gain that stays below `baseline_auc` has only moved towards a coin; it repairs nothing.
     cured = cause.proof != "gain" or proof.after.auc.ci[0] > case.limits.baseline_auc
     if low > bar and delta >= MATERIAL_GAIN and p < SIGNIFICANCE:

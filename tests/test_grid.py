@@ -97,4 +97,6 @@ def test_a_student_that_learned_something_tells_a_turned_map_where_local_content
     found = check_grid(turned, content, HALF, student)
     assert found.answer == "no" and found.turned == "flipped left-right"
     assert check_grid(student[:, :, ::-1], content, HALF, rng.normal(size=(60, 7, 7))).answer == "undecided"
+    opposed = check_grid(student, content, HALF, -student + 0.1 * rng.normal(size=(60, 7, 7)))
+    assert opposed.answer == "undecided"  # a student that was taught the opposite
     assert check_grid(student, content, HALF, student + rng.normal(size=(60, 7, 7))).turned == IDENTITY

@@ -197,3 +197,15 @@ def test_of_causes_that_all_gain_the_one_that_brings_most_is_named(epochs, found
     assert [item.id for item in left] == [named]
     assert left[0].equivalent == equivalent
     assert sum(isinstance(item, RuledOut) for item in judged) == len(found) - 1
+
+
+def test_what_helps_another_training_is_no_cause_where_the_users_own_learns() -> None:
+    """Labels alone fail at this rate, but the user's training has a good teacher and lacks nothing."""
+    rate = next(cause for cause in CAUSES if cause.id == "lr_too_low")
+    sides = Measured("bce_only", auc_of(0.65)), Measured("bce_only, another learning rate", auc_of(0.96))
+    proof = Comparison("another learning rate", *sides, 0.31, (0.27, 0.35), 1e-30)
+    for status_quo, named in ((0.97, False), (0.55, True)):
+        case = Case(Settings(), {}, {"status_quo": auc_of(status_quo), "bce_only": auc_of(0.65)})
+        judged = verdict._judge(rate, Suspicion("it may be", ()), proof, 1e-30, case)
+        assert isinstance(judged, verdict.NamedCause) == named
+        assert named or "your own training reaches AUC 0.97" in judged.because

@@ -71,12 +71,14 @@ class GridCheck:
     n: int
     turned: str = IDENTITY
     turned_gain: Interval | None = None
+    turned_rho: float = 0.0
 
     @property
     def student_says_turned(self) -> bool:
         """Whether the student's own map proves that the teacher's is turned."""
         found = self.turned_gain
-        return self.turned != IDENTITY and found is not None and found.ci[0] > CLEAR_RHO
+        clear = found is not None and min(found.ci[0], self.turned_rho) > CLEAR_RHO
+        return self.turned != IDENTITY and clear
 
     @property
     def answer(self) -> str:
@@ -170,14 +172,15 @@ def check_grid(
     )
 
 
-def _turned(agreed: dict[str, Floats], half: npt.NDArray[np.bool_]) -> tuple[str, Interval | None]:
-    """The turn that agrees best with the student on half A, and its paired gain over the map as it is on half B."""
+def _turned(agreed: dict[str, Floats], half: npt.NDArray[np.bool_]) -> tuple[str, Interval | None, float]:
+    """The turn that agrees best with the student on half A; its paired gain over the map as it is and rho on half B."""
     on_a = {name: _mean(rho[half]) for name, rho in agreed.items()}
     finite = {name: value for name, value in on_a.items() if np.isfinite(value)}
     if IDENTITY not in finite:
-        return IDENTITY, None
+        return IDENTITY, None, 0.0
     turned = max(finite, key=lambda name: (finite[name], name == IDENTITY))
-    return turned, mean_interval_over_images((agreed[turned] - agreed[IDENTITY])[~half])
+    gain = mean_interval_over_images((agreed[turned] - agreed[IDENTITY])[~half])
+    return turned, gain, _mean(agreed[turned][~half])
 
 
 def _shift(down: int, right: int) -> Transform:
