@@ -95,6 +95,9 @@ UNHEARD_TEACHER = (
 )
 """With one of these the teacher was never really asked: what its scores seem to say needs no further cause."""
 
+SLIPS = ("numeric_overflow", "loss_sign", "loss_reduction", "detached_graph", "frozen_parameters")
+"""Slips in the code of a loop, beside which a learning rate that looks odd says nothing."""
+
 CAUSES: tuple[Cause, ...] = (
     Cause(
         id="corrupt_images",
@@ -381,13 +384,7 @@ CAUSES: tuple[Cause, ...] = (
             "look at the rate that the optimiser has, and at what schedules and groups make of it",
             _fix_from("baseline.learning_rate", "Raise the learning rate."),
         ),
-        yields_to=(
-            "student_normalization",
-            "detached_graph",
-            "labels_shuffled",
-            "labels_inverted_train",
-            "frozen_parameters",
-        ),
+        yields_to=(*SLIPS, "student_normalization", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="lr_too_high",
@@ -402,7 +399,7 @@ CAUSES: tuple[Cause, ...] = (
             "look at the rate that the optimiser has, and at what schedules and groups make of it",
             _fix_from("baseline.learning_rate", "Lower the learning rate."),
         ),
-        yields_to=("student_normalization", "detached_graph", "labels_shuffled", "labels_inverted_train"),
+        yields_to=(*SLIPS, "student_normalization", "labels_shuffled", "labels_inverted_train"),
     ),
     Cause(
         id="undertrained",

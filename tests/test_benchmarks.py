@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import audit, experiments, growth, peer
+from benchmarks import audit, experiments, growth, peer, recorder
 from benchmarks.timing import Report, Times
 
 TINY = {
@@ -30,10 +30,12 @@ TINY = {
         peer=False,
     ),
     audit: audit.Size(images=48, pixels=40, parts=1, repetitions=1),
+    recorder: recorder.Size(images=4, pixels=24, steps=4, repetitions=1),
 }
 PROMISED = {
     experiments: ("step_ratio", "teacher_ratio", "speedup_cold", "speedup_warm"),
     audit: ("ratio_to_decode", "incremental_ratio"),
+    recorder: ("recorder_ratio",),
 }
 
 
