@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-NAMES = ("experiments", "audit")
+NAMES = ("experiments", "audit", "recorder")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -106,6 +106,9 @@ SPOILED = (
 )
 """With one of these no training can go well: what other settings change needs no further cause."""
 
+SLIPS = ("numeric_overflow", "loss_sign", "loss_reduction", "frozen_parameters")
+"""Slips in the code of a loop, beside which a learning rate that looks odd says nothing."""
+
 CAUSES: tuple[Cause, ...] = (
     Cause(
         id="corrupt_images",
@@ -395,10 +398,7 @@ CAUSES: tuple[Cause, ...] = (
             "look at the rate that the optimiser has, and at what schedules and groups make of it",
             _fix_from("baseline.learning_rate", "Raise the learning rate."),
         ),
-        yields_to=(
-            *SPOILED,
-            "frozen_parameters",
-        ),
+        yields_to=(*SPOILED, *SLIPS),
         rival=True,
     ),
     Cause(
@@ -414,7 +414,7 @@ CAUSES: tuple[Cause, ...] = (
             "look at the rate that the optimiser has, and at what schedules and groups make of it",
             _fix_from("baseline.learning_rate", "Lower the learning rate."),
         ),
-        yields_to=SPOILED,
+        yields_to=(*SPOILED, *SLIPS),
         rival=True,
     ),
     Cause(

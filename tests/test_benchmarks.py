@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import audit, audit_peers, audit_planted, experiments, growth, peer
+from benchmarks import audit, audit_peers, audit_planted, experiments, growth, peer, recorder
 from benchmarks.timing import Report, Times
 
 TINY = {
@@ -32,10 +32,12 @@ TINY = {
     audit: audit.Size(
         images=48, pixels=40, parts=1, repetitions=1, grown=(40, 120), grown_pixels=40, peers=(), seeds=0
     ),
+    recorder: recorder.Size(images=4, pixels=24, steps=4, repetitions=1),
 }
 PROMISED = {
     experiments: ("step_ratio", "teacher_ratio", "speedup_cold", "speedup_warm"),
     audit: ("ratio_to_decode", "incremental_ratio"),
+    recorder: ("recorder_ratio",),
 }
 
 

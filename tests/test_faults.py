@@ -11,6 +11,8 @@ from safetensors.numpy import load_file
 from diag_lib.errors import UserError
 from diag_lib.faults import FAULTS, prepare
 from diag_lib.faults.inject import Fault
+from diag_lib.faults.loops import Loop, reported_auc
+from diag_lib.history import read_history
 from diag_lib.resources import teachers_dir
 from diag_lib.settings import load
 
@@ -22,7 +24,9 @@ IN_WEIGHTS = [f.id for f in FAULTS.values() if f.teacher is not None]
 
 def small(fault_id: str) -> Fault:
     fault = FAULTS[fault_id]
-    return dataclasses.replace(fault, around_recipe={**fault.around_recipe, **SMALL})
+    brief = {"training.epochs_s1": 0, "training.epochs_s2": 1} if fault.loop else {}
+    around = {**fault.around, **brief}
+    return dataclasses.replace(fault, around=around, around_recipe={**fault.around_recipe, **SMALL})
 
 
 def listing(root):
@@ -149,6 +153,24 @@ def test_broken_teachers_are_files_of_their_own(fault_id, tmp_path):
     changed = load_file(file)
     assert any(name not in changed or not np.array_equal(changed[name], ours[name]) for name in ours)
     assert load_file(teachers_dir() / "demo-artefact.safetensors").keys() == ours.keys()
+
+
+@pytest.mark.parametrize("fault_id", [f.id for f in FAULTS.values() if f.loop is not None])
+def test_loops_are_recorded_with_and_without_their_mistake(fault_id, tmp_path):
+    fault = small(fault_id)
+    assert fault.loop != Loop()
+    histories = []
+    for repaired in (False, True):
+        prepared = prepare(fault, tmp_path, repaired=repaired)
+        path = load("demo", prepared.overrides).history
+        assert path is not None and path.parent == tmp_path
+        histories.append(read_history(path))
+    assert [history.kind for history in histories] == ["recorder"] * 2
+    assert [len(history) for history in histories] == [1, 1]
+    steps, clean = (history.recording.steps for history in histories)
+    assert len(steps) == len(clean) > 0
+    assert steps != clean or histories[0].recording.epochs != histories[1].recording.epochs
+    assert reported_auc(tmp_path / f"demo-{fault_id}-repaired-training.jsonl").defined
 
 
 def logits(prepared):

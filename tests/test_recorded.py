@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recorded_loop import network, train
 from torch import nn
 
-from diag_lib import symptoms
+from diag_lib import symptoms, verdict
 from diag_lib.causes import CAUSES
 from diag_lib.errors import UserError
 from diag_lib.evidence import FINDINGS
@@ -130,7 +130,8 @@ def recordings(tmp_path_factory):
 
 @pytest.mark.parametrize("cause", BROKEN)
 def test_a_slip_in_the_code_is_named_and_nothing_else(recordings, cause):
-    result = diagnose(recordings / f"{cause}.jsonl")
+    rate = BROKEN[cause].get("lr", 0.01)
+    result = diagnose(recordings / f"{cause}.jsonl", training__lr_s1=rate, training__lr_s2=rate)
     said = opinions(result)[cause]
     assert isinstance(said, Suspicion), said
     assert said.direct and not said.weak
@@ -145,9 +146,10 @@ def test_a_healthy_loop_raises_no_suspicion_and_every_check_has_an_answer(record
     result = diagnose(recordings / "healthy.jsonl")
     assert suspected(result) == set()
     answers = {finding.id: finding.answer for finding in symptoms.recorded_findings(result)}
-    yes = {"symptoms.losses_agree", "symptoms.teacher_fit"}
-    assert answers == {name: "yes" if name in yes else "no" for name in answers}
     assert len(answers) == 14
+    assert answers.pop("symptoms.losses_agree") != "no"
+    assert answers.pop("symptoms.teacher_fit") == "yes"
+    assert set(answers.values()) == {"no"}, answers
     assert result.auc is not None and result.finding("auc_at_chance").ci == result.auc.ci
     assert result.auc.ci[0] > 0.9
 
@@ -319,7 +321,23 @@ def test_two_numbers_that_agree_are_not_enough(tmp_path):
     assert result.finding("loss_reduction").answer == "no"
 
 
-# ---- the step
+# ---- the step and the verdict
+
+
+@pytest.mark.parametrize("cause", ["evaluation_bug", "frozen_parameters"])
+def test_the_verdict_names_the_slip_as_shown_without_training(recordings, tmp_path, cause):
+    """Only step 00 has run; a cause that an experiment would prove elsewhere needs none here."""
+    rate = BROKEN[cause].get("lr", 0.01)
+    chosen = {"training.lr_s1": rate, "training.lr_s2": rate, "history": str(recordings / f"{cause}.jsonl")}
+    chosen = CHOSEN.with_overrides(chosen)
+    symptoms.run(chosen, tmp_path / "run", progress=False)
+    found = verdict.run(chosen, tmp_path / "run", progress=False).to_dict()
+    (named,) = found["causes"]
+    assert (named["id"], named["status"], named["proof"]["kind"]) == (cause, "established", "direct")
+    assert named["evidence"] == [f"symptoms.{CODE[cause]}", "symptoms.auc_at_chance"]
+    assert named["fix"]["settings"] is None and named["fix"]["actions"]
+    assert found["healthy"] is False and not found["complete"]
+    assert not list((tmp_path / "run" / "artifacts" / "arms").iterdir())
 
 
 def test_findings_and_figure_of_a_recording(recordings):

@@ -7,7 +7,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from diag_lib.plots import style
-from diag_lib.symptoms import LN2, NAMES, SymptomsResult
+from diag_lib.recording import Recording, values
+from diag_lib.symptoms import LN2, NAMES, SymptomsResult, recorded_findings
+from diag_lib.symptoms.flow import STEP_HIGH, STEP_LOW, step_ratio
 
 LOSSES = (
     ("train_loss", style.INK, "-", "total"),
@@ -128,3 +130,108 @@ def _mark_stages(ax: Axes, result: SymptomsResult) -> None:
 
 def _nothing(ax: Axes, text: str) -> None:
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=style.NEUTRAL)
+
+
+# ---- what the recorder saw
+
+
+@style.styled
+def recorded(result: SymptomsResult) -> Figure:
+    """Inside the recorded loop: gradients, step sizes, fit to the teacher, and the AUC reported against the exact one.
+
+    Raises ValueError for a history that is no recording.
+    """
+    log = result.history.recording
+    if log is None:
+        raise ValueError("the history is no recording")
+    figure, axes = style.new_figure(1, 4, width=13.0, height=3.9)
+    _gradients(axes[0], log)
+    _step_sizes(axes[1], log)
+    _fit(axes[2], log)
+    _reported_auc(axes[3], log)
+    found = recorded_findings(result)
+    worst = next((f for f in found if f.severity == "error"), None)
+    style.finding_title(
+        figure, worst.message if worst else "The recording shows no slip in the code of the loop"
+    )
+    return figure
+
+
+def describe_recorded(result: SymptomsResult) -> str:
+    """The figure in words, for its text alternative."""
+    names = ("losses_agree", "update_ratio", "teacher_fit", "evaluation")
+    return " ".join(["What the recorder saw.", *(result.finding(name).message for name in names)])
+
+
+def _gradients(ax: Axes, log: Recording) -> None:
+    steps, lines = values(log.updates, "step"), []
+    for name, colour, dashes, label in (
+        ("distill_norm", style.TEACHER, "--", "distillation"),
+        ("task_norm", style.STUDENT, "-.", "task (BCE)"),
+    ):
+        norms = values(log.updates, "gradients", name)
+        if (norms > 0).any():
+            lines.append((_dots(ax, steps, np.where(norms > 0, norms, np.nan), colour, dashes), label))
+    if lines:
+        ax.set_yscale("log")
+        style.label_lines(ax, lines)
+    else:
+        _nothing(ax, "no gradients recorded")
+    _steps_axis(ax, "gradient norm, unweighted", "How hard each loss pulls")
+
+
+def _step_sizes(ax: Axes, log: Recording) -> None:
+    steps, ratios = values(log.updates, "step"), np.array([step_ratio(event) for event in log.updates])
+    if (ratios > 0).any():
+        _dots(ax, steps, np.where(ratios > 0, ratios, np.nan), style.STUDENT, "-")
+        ax.set_yscale("log")
+        for limit, label in ((STEP_LOW, "next to nothing"), (STEP_HIGH, "overwrites the weights")):
+            style.threshold_line(ax, limit, label)
+    else:
+        _nothing(ax, "no step examined")
+    _steps_axis(ax, "step / weights", "How far a step moves the weights")
+
+
+def _fit(ax: Axes, log: Recording) -> None:
+    steps, rho = values(log.steps, "step"), values(log.steps, "fit", "rho")
+    if np.isfinite(rho).any():
+        _dots(ax, steps, rho, style.STUDENT, "-")
+        style.threshold_line(ax, 0.0, "no relation")
+        ax.set_ylim(min(-0.1, np.nanmin(rho) - 0.05), 1.0)
+    else:
+        _nothing(ax, "no patches of both recorded")
+    _steps_axis(ax, "correlation with the teacher", "How well the patches follow")
+
+
+def _reported_auc(ax: Axes, log: Recording) -> None:
+    epochs = np.arange(1, len(log.epochs) + 1)
+    told, exact = values(log.epochs, "val_auc"), values(log.epochs, "seen", "exact")
+    told = np.where(told > 1.5, told / 100, told)
+    lines = []
+    for numbers, colour, dashes, label in (
+        (exact, style.STUDENT, "-", "exact"),
+        (told, style.INK, ":", "reported"),
+    ):
+        if np.isfinite(numbers).any():
+            lines.append(
+                (_dots(ax, epochs, np.where(np.isfinite(numbers), numbers, np.nan), colour, dashes), label)
+            )
+    if lines:
+        style.threshold_line(ax, 0.5, "chance, .5")
+        style.label_lines(ax, lines)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        _nothing(ax, "no validation AUC recorded")
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("validation AUC")
+    style.finding_title(ax, "What is reported, and what is so")
+
+
+def _dots(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, dashes: str) -> Line2D:
+    return ax.plot(x, y, dashes, color=colour, marker="o", markersize=3)[0]
+
+
+def _steps_axis(ax: Axes, ylabel: str, title: str) -> None:
+    ax.set_xlabel("step")
+    ax.set_ylabel(ylabel)
+    style.finding_title(ax, title)

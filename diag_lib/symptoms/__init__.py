@@ -2,9 +2,18 @@
 
 from diag_lib.symptoms.checks import LN2, NAMES
 from diag_lib.symptoms.curves import Curve, describe
-from diag_lib.symptoms.step import SymptomsResult, curve_table, diagnose, next_step, recorded_findings, run
+from diag_lib.symptoms.step import (
+    HOW_TO_RECORD,
+    SymptomsResult,
+    curve_table,
+    diagnose,
+    next_step,
+    recorded_findings,
+    run,
+)
 
 __all__ = [
+    "HOW_TO_RECORD",
     "LN2",
     "NAMES",
     "Curve",

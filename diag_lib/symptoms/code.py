@@ -20,6 +20,7 @@ from diag_lib.statistics import Auc, auc_difference
 Floats = NDArray[np.float64]
 
 SAME = 0.02  # relative difference of two numbers that are the same loss
+CLOSE = 0.005  # the same for formulas whose values lie near each other
 MOSTLY = 0.9  # share of the looks that must agree
 ENOUGH = 2  # looks (or updates) without which nothing is claimed
 AUC_SLIP = 0.02  # a reported AUC this far from the exact one, and by three standard errors, is another number
@@ -395,7 +396,7 @@ def activation(log: Log) -> Finding:
         told, own = _reported(log, term)
         for key in ("bce_squashed",) if term == "task" else tuple(f"mse_squashed_{w}" for w in WHO):
             squashed = values(steps, "formula", key)
-            if agree(_equal(told, squashed) & ~_equal(told, own)):
+            if agree(_equal(told, squashed, CLOSE)) and not agree(_equal(told, own, CLOSE)):
                 whose = WHO.get(key.removeprefix("mse_squashed_"), "")
                 said = (
                     f"The reported {term} loss is that of outputs that went through a sigmoid first{whose}."
@@ -433,10 +434,10 @@ def _reported(log: Log, term: str) -> tuple[Floats, Floats]:
     return values(log.recording.steps, term), values(log.recording.steps, "formula", PLAIN[term])
 
 
-def _equal(a: Floats, b: Floats) -> NDArray[np.bool_]:
+def _equal(a: Floats, b: Floats, within: float = SAME) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
         known = np.isfinite(a) & np.isfinite(b)
-        return known & (np.abs(a - b) <= SAME * np.abs(b))
+        return known & (np.abs(a - b) <= within * np.abs(b))
 
 
 CHECKS: tuple[Callable[[Log], Finding], ...] = (

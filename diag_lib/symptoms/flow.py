@@ -7,20 +7,21 @@ import numpy as np
 
 from diag_lib.evidence import Answer, Finding
 from diag_lib.recording import Event, entry, value, values
-from diag_lib.symptoms.code import Log, made, median
+from diag_lib.statistics import mean_interval
+from diag_lib.symptoms.code import Floats, Log, made, median
 
 # ||step|| / ||weights|| is about 1e-3 in a training that works (Karpathy, makemore part 4). In the demo's healthy
 # loops the median is 3e-3; a rate 1,000 times lower gives 6e-6, one 1,000 times higher .12 (and blown-up weights).
 STEP_LOW, STEP_HIGH = 3e-5, 0.1
 RATE_DIFFERS = 10.0  # times the configured learning rate: another optimiser than the settings say
 FOLLOWS, STRANGER = 0.3, 0.1  # correlation with the teacher's patches
-AGAINST, TOGETHER = 0.0, 0.3  # normalised cosine of the two losses' gradients; healthy runs reach about .9
+TOGETHER = 0.3  # normalised cosine of the two losses' gradients; healthy runs reach about .9
 COLLAPSED = 1e-3  # standard deviation of all patch logits
 STILL = 1e-4  # drift of BatchNorm's running means over an epoch, in running standard deviations
 
 
 def update_ratio(log: Log) -> Finding:
-    ratios = np.array([_step_ratio(e) for e in log.recording.updates])
+    ratios = np.array([step_ratio(e) for e in log.recording.updates])
     ratio = median(ratios)
     if not math.isfinite(ratio):
         return made("update_ratio", "undecided", "No optimiser step was examined.")
@@ -45,12 +46,13 @@ def update_ratio(log: Log) -> Finding:
     )
 
 
-def _step_ratio(event: Event) -> float:
-    """Over the tensors that moved."""
+def step_ratio(event: Event) -> float:
+    """||step|| / ||weights|| of an examined update, over the tensors that moved."""
     table = event.get("tensors")
     names = [n for n in table if entry(table, n, 2) > 0] if isinstance(table, dict) else []
-    if not names:
-        return 0.0 if isinstance(table, dict) and table else math.nan
+    if not names:  # nothing moved, or nobody knows: NaN weights
+        still = isinstance(table, dict) and any(entry(table, n, 2) == 0 for n in table)
+        return 0.0 if still else math.nan
     step, length = (math.hypot(*(entry(table, n, i) for n in names)) for i in (2, 0))
     return step / length if length > 0 else math.nan
 
@@ -75,7 +77,8 @@ def losses_agree(log: Log) -> Finding:
     )
     data = {"cosine": raw, "normalised": normalised, "strength": strength, "steps": len(updates)}
     judged = normalised if math.isfinite(normalised) else raw
-    answer: Answer = "yes" if judged > TOGETHER else "no" if judged < AGAINST else "undecided"
+    low, high = _mean_interval(cosine)
+    answer: Answer = "no" if high < 0 else "yes" if low > 0 and judged > TOGETHER else "undecided"
     words = {"yes": "the same way", "no": "against each other", "undecided": "mostly past each other"}[answer]
     said = (
         f"Teacher and labels pull the student {words} ({shown}); before weighting the distillation's gradient is "
@@ -83,6 +86,13 @@ def losses_agree(log: Log) -> Finding:
     )
     return made("losses_agree", answer, said, severity="ok", otherwise="warning", value=judged,
                 threshold=TOGETHER, data=data)  # fmt: skip
+
+
+def _mean_interval(numbers: Floats) -> tuple[float, float]:
+    """95% interval of the mean over the examined steps (Student's t); all of (-1, 1) for fewer than three."""
+    if numbers.size < 3:
+        return -1.0, 1.0
+    return mean_interval(numbers).ci
 
 
 def teacher_fit(log: Log) -> Finding:

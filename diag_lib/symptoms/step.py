@@ -103,6 +103,14 @@ def recorded_findings(result: SymptomsResult) -> list[Finding]:
     return [finding for finding in result.evidence.findings if finding.id in own]
 
 
+HOW_TO_RECORD = (
+    "This history holds curves alone. A recording of your own loop shows far more: whether gradients reach every "
+    "layer, how the losses pull, whether the reported AUC is that of the scores. It takes a few lines: "
+    'with TrainingRecorder("run.jsonl", model, optimizer) as rec, then rec.step(...) before each backward() and '
+    "rec.epoch(...) after each validation; name the file in history. See docs/recorder.md."
+)
+
+
 def curve_table(result: SymptomsResult) -> pd.DataFrame:
     """One row a curve: first, last and best value, and what the curve does."""
     rows = []
@@ -119,6 +127,11 @@ def curve_table(result: SymptomsResult) -> pd.DataFrame:
 
 def next_step(result: SymptomsResult) -> str:
     """What to look at next, in a sentence."""
+    slip = next((f for f in recorded_findings(result) if f.severity == "error"), None)
+    if slip is not None:
+        return (
+            f"First repair your own loop: {slip.message[0].lower()}{slip.message[1:]} Then record it again."
+        )
     if result.finding("non_finite").answer == "yes":
         return "First make the numbers finite: fp32 or bf16 instead of fp16, a lower learning rate, gradient clipping."
     if result.finding("guide").answer == "no" and result.finding("auc_at_chance").answer == "no":
