@@ -56,6 +56,7 @@ def load_settings(config: str | None, preset: str | None, assignments: Sequence[
         near = suggestion(preset, preset_names())
         raise UserError(f"--preset {preset!r}: no such preset{near}; presets: {', '.join(preset_names())}")
     if config is None and preset is None and "dataset.root" not in overrides:
+        load("base", overrides)  # a mistyped key is the likelier reason, and has a message of its own
         names = ", ".join(preset_names())
         raise UserError(
             f"name a settings file or a preset ({names}), e.g. diag run my.yaml, or --set dataset.root=FOLDER"

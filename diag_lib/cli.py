@@ -201,8 +201,9 @@ def train(
     """
     settings = load_settings(config, None, assignments or ())
     _allow_code(trust_code)
-    from diag_lib.training import train_arms
+    from diag_lib.training import arm_settings, train_arms
 
+    arm_settings(settings, arm)  # an unknown arm leaves no folder behind
     folder = _folder(settings, out)
     results = train_arms(settings, folder, [arm])
     if arm not in results:

@@ -67,6 +67,7 @@ class TestMistakes:
             (["run", "base", "--set", "training.seed"], "write it as key=value"),
             (["run", "base", "--set", "training.seed=[1"], "not readable as YAML"),
             (["run", "base", "--set", "training.seed=many"], "training.seed"),
+            (["run", "--set", "dataset.rot=photos"], "did you mean 'root'"),
             (["train", "base"], "--arm"),
             (["train", "nowhere.yaml", "--arm", "bce_only"], "no such settings file"),
             (["finetune-teacher"], "CONFIG"),
@@ -94,6 +95,14 @@ class TestMistakes:
         (tmp_path / "photos").mkdir()
         assert cli.main(["run", "photos"]) == 2
         assert "diag run --set dataset.root=photos" in capsys.readouterr().err
+
+    def test_an_unknown_arm_leaves_nothing_behind(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["train", "base", "--arm", "alpha_9"]) == 2
+        assert "alpha_9" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_user_error_inside_a_run_is_one_line(
         self, runner: SimpleNamespace, capsys: pytest.CaptureFixture[str]
