@@ -164,6 +164,8 @@ class Trials:
 
     def _pair(self, before: str, after: str) -> Comparison | None:
         left, right = self.arms(before, after)
+        if right is None and after in training.ARMS:  # the arms' budget is used up, but this one decides
+            right = self.variant(f"arm_{after}", training.ARMS[after].overrides)
         if left is None or right is None:
             return None
         what = WORDS.get(after.partition("@")[0], f"training as {after}")

@@ -11,6 +11,7 @@ from steps_data import SIZE, tiny_settings, write_images, write_teacher
 from torch import Tensor
 
 from diag_lib import baseline, training
+from diag_lib import settings as settings_module
 from diag_lib.evidence import RunFolder
 from diag_lib.images import open_split
 from diag_lib.models import Geometry, PatchModel
@@ -251,3 +252,13 @@ def test_folds_are_stratified_and_keep_groups_together(settings) -> None:
         [[((folds == fold) & (train.labels == label)).sum() for label in (0, 1)] for fold in range(3)]
     )
     assert counts.max() - counts.min() <= 2
+
+
+def test_a_failing_baseline_is_probed_though_the_arms_have_used_the_budget_up(folder, monkeypatch) -> None:
+    monkeypatch.setitem(settings_module.BUDGET_IMAGE_STEPS, "quick", 100)
+    slow = tiny_settings(folder, training__lr_s1=5e-6, training__lr_s2=5e-6, runtime__budget="quick")
+    run = RunFolder(folder / "used_up").create()
+    assert training.planned(slow, run, ["lr_x10", "unfrozen_bce"]).not_run
+    found = baseline.run(slow, run, progress=False)
+    assert "learning_rate" not in found.probes.skipped
+    assert found.finding("learning_rate").data["factor"] > 1

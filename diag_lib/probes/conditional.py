@@ -4,8 +4,9 @@ Every probe decides itself whether it is needed and leaves the reason in `Probes
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -62,6 +63,26 @@ def _learns(settings: Settings, arm: ArmResult) -> str | None:
 Probe = Callable[[Settings, RunFolder, ArmResult, Probes, bool], Finding | None]
 
 
+def _arms(
+    settings: Settings, run: RunFolder, wanted: Mapping[str, Mapping[str, Any]], progress: bool
+) -> dict[str, ArmResult]:
+    """BCE only with each of the changes, by name: in lockstep as far as the arms' budget goes, else one by one.
+
+    These trainings decide what a failing baseline fails of; a budget that the arms have used up must not stop them.
+    """
+    extra = {
+        name: {**_NO_TEACHER, **changed} for name, changed in wanted.items() if name not in training.ARMS
+    }
+    found: dict[str, ArmResult] = dict(
+        training.train_arms(settings, run, list(wanted), extra=extra, progress=progress)
+    )
+    for name, changed in wanted.items():
+        if name not in found:
+            other = retrain.variant(settings, run, name, changed, progress=progress)
+            found |= {name: other} if other is not None else {}
+    return found
+
+
 def _overfit(
     settings: Settings, run: RunFolder, arm: ArmResult, probes: Probes, progress: bool
 ) -> Finding | None:
@@ -85,10 +106,10 @@ def _learning_rate(
     factors = {**RATE_FACTORS, **({f"bce_lr_x{promising:g}": promising} if promising != 1.0 else {})}
     t = settings.training
     extra = {
-        name: {**_NO_TEACHER, "training.lr_s1": t.lr_s1 * factor, "training.lr_s2": t.lr_s2 * factor}
+        name: {"training.lr_s1": t.lr_s1 * factor, "training.lr_s2": t.lr_s2 * factor}
         for name, factor in factors.items()
     }
-    arms = training.train_arms(settings, run, list(extra), extra=extra, progress=progress)
+    arms = _arms(settings, run, extra, progress)
     if not arms:
         probes.skipped["learning_rate"] = _NO_BUDGET
         return None
@@ -110,7 +131,8 @@ def _frozen(
     if why:
         probes.skipped["frozen"] = why
         return None
-    other = training.train_arms(settings, run, ["unfrozen_bce"], progress=progress).get("unfrozen_bce")
+    unfrozen = {"student.trainable_s1": ["all"], "student.trainable_s2": ["all"]}
+    other = _arms(settings, run, {"unfrozen_bce": unfrozen}, progress).get("unfrozen_bce")
     if other is None:
         probes.skipped["frozen"] = _NO_BUDGET
         return None
@@ -154,8 +176,7 @@ def _crop(
     if why:
         probes.skipped["resize"] = why
         return None
-    extra = {"bce_crop": {**_NO_TEACHER, "dataset.resize": "crop"}}
-    other = training.train_arms(settings, run, list(extra), extra=extra, progress=progress).get("bce_crop")
+    other = _arms(settings, run, {"bce_crop": {"dataset.resize": "crop"}}, progress).get("bce_crop")
     if other is None:
         probes.skipped["resize"] = _NO_BUDGET
         return None
