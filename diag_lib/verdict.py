@@ -267,7 +267,7 @@ def _judge(
         return RuledOut(
             f"{suspicion.because}; but {proof.sentence()}{learns if case.status_quo_learns else ''}"
         )
-    cured = cause.proof != "gain" or proof.after.auc.ci[0] > case.limits.baseline_auc
+    cured = cause.proof != "gain" or proof.after.auc.value > case.limits.baseline_auc
     promising = cured and proof.p < SIGNIFICANCE and abs(proof.delta) >= MATERIAL_GAIN
     if suspicion.weak or case.status_quo_learns or not promising:
         return Open(
