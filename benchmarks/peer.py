@@ -36,8 +36,7 @@ def environment() -> Path:
     try:
         venv.create(folder, clear=True, with_pip=True)
         inside = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-        paths = [sysconfig.get_path("purelib"), str(Path(__file__).resolve().parents[1])]
-        Path(inside, "shared.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
+        Path(inside, "shared.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
         install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", PACKAGE]
         subprocess.run(install, check=True, capture_output=True, timeout=INSTALL_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
@@ -48,7 +47,13 @@ def environment() -> Path:
 
 
 def _works(python: Path) -> bool:
-    return subprocess.run([str(python), "-c", f"import {PACKAGE}"], capture_output=True).returncode == 0
+    return _run(python, "-c", f"import torch, {PACKAGE}").returncode == 0
+
+
+def _run(python: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The environment may have been made from another checkout: this one comes first on the path."""
+    path = {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    return subprocess.run([str(python), *arguments], capture_output=True, text=True, env=os.environ | path)
 
 
 class Peer:
@@ -71,7 +76,7 @@ class Peer:
             return
         file = self.root / "peer.yaml"
         file.write_text(settings.to_yaml(), encoding="utf-8")
-        done = subprocess.run([str(self.python), str(SCRIPT), str(file)], capture_output=True, text=True)
+        done = _run(self.python, str(SCRIPT), str(file))
         if done.returncode:
             self._skip(f"{PACKAGE} failed on {arm}: {(done.stderr.strip().splitlines() or ['?'])[-1][:200]}")
             return

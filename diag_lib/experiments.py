@@ -100,6 +100,14 @@ class Comparison:
             f"({self.delta:+.2f} [{low:+.2f}, {high:+.2f}])"
         )
 
+    def in_full(self) -> str:
+        """The sentence, and what the same change did to a training from another seed."""
+        second = self.confirmation
+        if second is None:
+            return self.sentence()
+        low, high = second.ci
+        return f"{self.sentence()}; from another seed {second.delta:+.2f} [{low:+.2f}, {high:+.2f}]"
+
 
 class Trials:
     """A run's settings, evidence and trained arms, and the means to train more under changed settings."""
@@ -144,6 +152,19 @@ class Trials:
         if first is None or first.p >= SIGNIFICANT:
             return first
         return replace(first, confirmation=self._pair(STATUS_QUO + AGAIN, arm + AGAIN))
+
+    def again(self, name: str, patch: Mapping[str, Any]) -> Comparison | None:
+        """The status quo against itself with a settings patch, both from another seed, on half B."""
+        (before,) = self.arms(STATUS_QUO + AGAIN)
+        if before is None:  # the arms' budget is used up
+            before = self.variant("again", {}, STATUS_QUO + AGAIN)
+        if before is None:
+            return None
+        after = self.variant(f"again_{name}", dotted(patch), STATUS_QUO + AGAIN)
+        if after is None:
+            return None
+        sides = half_b(before.val_scores), f"{STATUS_QUO} repaired", half_b(after.val_scores)
+        return compare("the same repair from another seed", STATUS_QUO, *sides)
 
     def probed(self, finding_id: str) -> Comparison | None:
         """The comparison that a probe has made already, as a rule BCE only with and without one thing changed."""

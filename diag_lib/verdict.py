@@ -150,7 +150,7 @@ def _decide(trials: Trials, missing: tuple[str, ...]) -> VerdictResult:
         else:
             shown = cause.experiment is None or suspicion.direct
             proof = None if shown else trials.experiment(str(cause.experiment))
-            tried.append((cause, suspicion, proof))
+            tried.append((cause, suspicion, _confirmed(cause, proof, trials)))
     judged = _strongest_rival(_judged(tried, case), case)
     named = [found for found in judged if isinstance(found, NamedCause)]
     undecided = [*(found for found in judged if isinstance(found, Open)), *undecided]
@@ -177,6 +177,21 @@ def _decide(trials: Trials, missing: tuple[str, ...]) -> VerdictResult:
         missing_steps=missing,
         gates=gates(case),
     )
+
+
+def _confirmed(cause: Cause, proof: Comparison | None, trials: Trials) -> Comparison | None:
+    """The proof with a second training from another seed, where the student learns and could just have been unlucky.
+
+    The fix is applied to the user's own training there. A fix that is no setting cannot be tried again so.
+    """
+    patch = cause.fix(trials.case).settings
+    promising = (
+        proof is not None and proof.p < SIGNIFICANCE and proof.confirmation is None and not proof.direct
+    )
+    if not (promising and patch and cause.proof == "gain" and trials.case.status_quo_learns):
+        return proof
+    assert proof is not None
+    return replace(proof, confirmation=trials.again(cause.id, patch))
 
 
 Trial = tuple[Cause, Suspicion, Comparison | None]
@@ -265,13 +280,18 @@ def _judge(
     if effect == "absent":
         learns = f"; your own training reaches {_reached(case.arms.get('status_quo'))}"
         return RuledOut(
-            f"{suspicion.because}; but {proof.sentence()}{learns if case.status_quo_learns else ''}"
+            f"{suspicion.because}; but {proof.in_full()}{learns if case.status_quo_learns else ''}"
         )
     cured = cause.proof != "gain" or proof.after.auc.value > case.limits.baseline_auc
-    promising = cured and proof.p < SIGNIFICANCE and abs(proof.delta) >= MATERIAL_GAIN
+    promising = (
+        cured
+        and not _falls_short(cause, proof, case)
+        and proof.p < SIGNIFICANCE
+        and abs(proof.delta) >= MATERIAL_GAIN
+    )
     if suspicion.weak or case.status_quo_learns or not promising:
         return Open(
-            cause.id, f"{suspicion.because}; {proof.sentence()}", {**_images_for(proof), **suspicion.needs}
+            cause.id, f"{suspicion.because}; {proof.in_full()}", {**_images_for(proof), **suspicion.needs}
         )
     return name("likely")
 
@@ -296,9 +316,24 @@ def _effect(cause: Cause, proof: Comparison, p: float, case: Case) -> str:
         return "absent"  # what another training gains explains nothing that the user's own does not lack
     # A gain that stays below `baseline_auc` has only moved towards a coin; it repairs nothing.
     cured = cause.proof != "gain" or proof.after.auc.ci[0] > case.limits.baseline_auc
+    cured = cured and not _falls_short(cause, proof, case)
     if low > bar and delta >= MATERIAL_GAIN and p < SIGNIFICANCE:
-        return "shown" if cured else "unclear"
+        return "shown" if cured and _again(proof, bar) else "unclear"
     return "absent" if high < MATERIAL_GAIN or (low > 0 and bar > 0) else "unclear"
+
+
+def _falls_short(cause: Cause, proof: Comparison, case: Case) -> bool:
+    """Whether repairing the teacher brings less than half of what the student gains without any teacher."""
+    labels = case.arms.get("bce_only")
+    if cause.group != "teacher" or proof.before.arm != "status_quo" or labels is None or not labels.defined:
+        return False
+    return proof.delta < (labels.value - proof.before.auc.value) / 2
+
+
+def _again(proof: Comparison, bar: float) -> bool:
+    """Whether the confirming training, where there is one, gained as well: an interval tells of images, not of seeds."""
+    second = proof.confirmation
+    return second is None or (second.ci[0] > bar and second.delta >= MATERIAL_GAIN)
 
 
 GATES: tuple[tuple[str, str, Answer], ...] = (
@@ -356,7 +391,7 @@ def cause_table(result: VerdictResult) -> pd.DataFrame:
             cause.id,
             cause.status,
             cause.because,
-            cause.proof.sentence() if cause.proof else "shown without training",
+            cause.proof.in_full() if cause.proof else "shown without training",
         )
         for cause in result.causes
     ]

@@ -133,3 +133,19 @@ def test_an_experiment_keeps_the_users_own_curation_in_any_form_that_is_read(tmp
         "train/real/3.png": "relabel",
     }
     assert written.set_index("path").loc["train/fake/2.png", "label"] == "1"
+
+
+def test_a_repair_is_tried_again_from_another_seed_in_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trials(tmp_path, **{"status_quo@seed1": scores(0.5, 1)})
+    asked: list[tuple[str, dict[str, Any], str]] = []
+
+    def variant(name: str, overrides: dict[str, Any], arm_id: str) -> ArmResult:
+        asked.append((name, overrides, arm_id))
+        return arm(arm_id, scores(2.0, 1))
+
+    monkeypatch.setattr(made, "variant", variant)
+    found = made.again("lr_too_low", {"training": {"lr_s1": 0.01}})
+    assert asked == [("again_lr_too_low", {"training.lr_s1": 0.01}, "status_quo@seed1")]
+    assert found is not None and found.ci[0] > 0.1 and found.before.auc.n_fake == N // 2

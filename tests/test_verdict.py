@@ -65,6 +65,27 @@ def test_head_room_of_a_student_that_learns_is_no_illness() -> None:
     assert isinstance(found, verdict.NamedCause) and found.status == "established"
 
 
+def test_a_gain_that_another_seed_does_not_show_again_is_not_established() -> None:
+    """The interval speaks of images; how much a training's luck matters only a second training tells."""
+    first = moved(0.88, 0.99, half=0.02)
+    again = replace(first, confirmation=moved(0.86, 0.99, half=0.02))
+    found = judged(again)
+    assert isinstance(found, verdict.NamedCause) and found.status == "established"
+    luck = replace(first, confirmation=moved(0.98, 0.99, half=0.01))
+    found = judged(luck)
+    assert not isinstance(found, verdict.NamedCause) or found.status != "established"
+    assert "from another seed +0.01" in luck.in_full()
+
+
+def test_a_repaired_teacher_that_falls_far_short_of_the_labels_alone_is_not_the_cause() -> None:
+    cause = next(cause for cause in CAUSES if cause.id == "teacher_preprocessing")
+    proof = moved(0.59, 0.67, half=0.02)
+    for labels, named in ((0.95, False), (0.68, True)):
+        case = Case(Settings(), {}, {"bce_only": auc_of(labels), "status_quo": auc_of(0.59)})
+        found = verdict._judge(cause, Suspicion("another input", ()), proof, 1e-6, case)
+        assert isinstance(found, verdict.NamedCause) is named
+
+
 def test_inflation_is_proven_by_an_auc_that_falls() -> None:
     found = judged(moved(0.9, 0.7), cause=LEAK)
     assert isinstance(found, verdict.NamedCause) and found.kind == "inflation_removed"

@@ -14,6 +14,7 @@ from diag_lib.models import Geometry, PatchModel, batch_norms, build
 PREPROCESS = "right_diag"
 STILL = 1e-6  # a momentum with which running statistics stay where they are
 FAR_OFF = 10.0  # a running mean that no activation comes near
+KNOWN = 0.6  # how much of the good teacher is left in the weak one: its AUC is about .6 then
 
 
 def _good_teacher() -> PatchModel:
@@ -38,6 +39,18 @@ class _Around(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.change(self.net(x))
+
+
+class _Sum(_Around):
+    """`KNOWN` times one network's patch logits and those of another."""
+
+    def __init__(self, net: PatchModel, other: PatchModel) -> None:
+        super().__init__(net)
+        self.other = other
+
+    def forward(self, x: Tensor) -> Tensor:
+        known: Tensor = self.net(x)
+        return KNOWN * known + self.other(x)
 
 
 class _AlwaysTraining(_Around):
@@ -97,6 +110,12 @@ def teacher_mirrored() -> nn.Module:
 def teacher_probabilities() -> nn.Module:
     """The good teacher, its logits sent through a sigmoid."""
     return _Around(_good_teacher(), torch.sigmoid)
+
+
+def teacher_weak() -> nn.Module:
+    """The good teacher drowned by one that knows another artefact: better than a coin, worse than the labels."""
+    stranger = build("tiny_ladeda", "demo-foreign", PREPROCESS)[0]
+    return _Sum(_good_teacher(), stranger)
 
 
 def student_detached() -> nn.Module:

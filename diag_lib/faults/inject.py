@@ -139,6 +139,11 @@ FAULTS: dict[str, Fault] = {
             around=TEACHER_LEADS,
         ),
         Fault(
+            "distill_weight_too_high",
+            "a weak teacher has as much weight as the labels",
+            settings=own_network("teacher", "teacher_weak"),
+        ),
+        Fault(
             "detached_graph",
             "the student's features are detached before its head",
             settings=own_network("student", "student_detached"),
