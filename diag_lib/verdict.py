@@ -331,7 +331,7 @@ def _falls_short(cause: Cause, proof: Comparison, case: Case) -> bool:
 
 
 def _again(proof: Comparison, bar: float) -> bool:
-    """Whether the confirming training, where there is one, gained as well: an interval tells of images, not of seeds."""
+    """Whether the confirming training, if any, gained as well: an interval tells of images, not of seeds."""
     second = proof.confirmation
     return second is None or (second.ci[0] > bar and second.delta >= MATERIAL_GAIN)
 
