@@ -5,9 +5,10 @@ injection that does no harm is no fault: it is listed as dropped and not scored.
 pipelines that look suspicious.
 """
 
+import hashlib
 import importlib
 import os
-import statistics
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -25,8 +26,10 @@ from diag_lib.evidence import STEPS, RunFolder
 from diag_lib.faults.controls import CONTROLS
 from diag_lib.faults.inject import FAULTS, Fault, combined, find, prepare
 from diag_lib.faults.loops import reported_auc
+from diag_lib.faults.scoring import score, summary
 from diag_lib.settings import load
 from diag_lib.statistics import auc_difference_unpaired
+from diag_lib.workbook.fingerprint import code_version
 
 SCHEMA = "diag/faults/1"
 FIRST_SCORED_SEED = 101
@@ -52,6 +55,8 @@ COMPOUND = (
     ("teacher_domain_shift", "leakage"),
     ("teacher_domain_shift", "lr_too_low"),
     ("scale_mismatch", "labels_shuffled"),
+    ("teacher_inverted", "leakage"),
+    ("teacher_weights_not_loaded", "corrupt_images"),
 )
 FLATTERING = frozenset({"leakage", "shortcut"})
 """Faults that raise the reported AUC: their harm is the inflation."""
@@ -72,20 +77,23 @@ def run_suite(suite: str, *, causes: Sequence[str] | None = None, seeds: int = 1
     """Run and score the cases, write `faults.json`, `index.html` and `confusion.png` below `out`; returns 0.
 
     suite : `quick` (ten causes, two controls) or `full` (every injection, control and compound case).
-    causes : only these causes (no controls). seeds : runs of each case with different crops and starts.
+    causes : only these causes (no controls). seeds : runs of each fault with different crops and starts; a control
+    is run once, because a second run of it is no second pipeline. Cases that `out` holds from the same code are not
+    run again; of the others only the run folder is kept.
     Raises `UserError` for an unknown suite or cause.
     """
     cases = plan(suite, causes, range(FIRST_SCORED_SEED, FIRST_SCORED_SEED + seeds))
     folder = RunFolder(out).create()
-    workers = min(len(cases), os.cpu_count() or 1)
-    jobs = (joblib.delayed(run_case)(case, folder.root / "cases") for case in cases)
+    workers, started = min(len(cases), os.cpu_count() or 1), time.perf_counter()
+    jobs = (joblib.delayed(_kept)(case, folder.root / "cases") for case in cases)
     done = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(jobs)
     rows = list(tqdm(done, total=len(cases), desc="cases", file=sys.stderr))
     rows.sort(key=lambda row: (row["kind"], row["case"], row["seed"]))
-    folder.write_json("faults.json", {"schema": SCHEMA, **score(rows), "cases": rows})
+    figures = score(rows) | {"workers": workers, "wall_seconds": round(time.perf_counter() - started)}
+    folder.write_json("faults.json", {"schema": SCHEMA, **figures, "cases": rows})
     from diag_lib.plots import faults as pictures  # matplotlib only when there is something to draw
 
-    pictures.write_report(rows, score(rows), folder)
+    pictures.write_report(rows, figures, folder)
     print("\n".join(summary(rows)))
     return 0
 
@@ -96,11 +104,38 @@ def plan(suite: str, causes: Sequence[str] | None, seeds: Sequence[int]) -> list
         raise UserError(f"suite {suite!r} does not exist; choose quick or full")
     ids = causes or (QUICK if suite == "quick" else [name for name in FAULTS if name != "healthy"])
     faults: list[tuple[Fault, tuple[str, ...]]] = [(find(name), (find(name).cause or name,)) for name in ids]
-    if not causes:
-        faults += [(control, ()) for control in (QUICK_CONTROLS if suite == "quick" else CONTROLS)]
-        if suite == "full":
-            faults += [(combined(find(a), find(b)), (a, b)) for a, b in COMPOUND]
-    return [Case(fault, seed, expected) for fault, expected in faults for seed in seeds]
+    if causes:
+        controls: tuple[Fault, ...] = ()
+    else:
+        controls = QUICK_CONTROLS if suite == "quick" else CONTROLS
+        faults += [(combined(find(a), find(b)), (a, b)) for a, b in COMPOUND] if suite == "full" else []
+    return [
+        *(Case(control, seeds[0], ()) for control in controls),
+        *(Case(fault, seed, expected) for seed in seeds for fault, expected in faults),
+    ]
+
+
+def _kept(case: Case, folder: Path) -> dict[str, Any]:
+    """The row of a case, from its folder where the same code has run it; what can be made again is removed."""
+    home = RunFolder(folder / f"{case.fault.id}-s{case.seed}")
+    home.root.mkdir(parents=True, exist_ok=True)
+    code = f"{code_version()} {_own_code()}"
+    known = home.read_json("row.json") or {}
+    if known.get("code") == code:
+        return dict(known["row"])
+    row = run_case(case, folder)
+    home.write_json("row.json", {"code": code, "row": row})
+    for name in ("data", "cache", "repaired"):
+        shutil.rmtree(home.root / name, ignore_errors=True)
+    return row
+
+
+def _own_code() -> str:
+    """Hash of the faults' own sources, which no run of the workbook depends on."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def run_case(case: Case, folder: Path) -> dict[str, Any]:
@@ -166,49 +201,3 @@ def _loop_harm(faulty: Path, clean: Path) -> dict[str, Any]:
         "delta": None if collapsed else -difference.delta,
         "p": None if collapsed else difference.p,
     }
-
-
-def score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of `faults.json`, over the injections that do harm; None where there was no such case."""
-    killing = [row for row in rows if row["kind"] == "fault" and row["harm"]["kills"]]
-    controls = [row for row in rows if row["kind"] == "control"]
-    compound = [row for row in rows if row["kind"] == "compound"]
-    established = [row for row in killing if row["status"] == "established"]
-    proven = [row for row in established if row["proof"]["p"] is None or row["proof"]["p"] < 0.05]
-    return {
-        "right_first": _share(row["first_right"] for row in killing),
-        "causes_per_case": statistics.fmean(len(row["named"]) for row in killing) if killing else None,
-        "controls": len({row["case"] for row in controls}),
-        "false_alarms": sum(bool(row["named"]) for row in controls),
-        "compound_both": _share(row["all_named"] for row in compound),
-        "proof_rate": len(proven) / len(established) if established else None,
-        "median_seconds": statistics.median(row["seconds"] for row in rows) if rows else None,
-        "killing": len(killing),
-        "dropped": [row["case"] for row in rows if row["kind"] == "fault" and not row["harm"]["kills"]],
-    }
-
-
-def _share(answers: Any) -> float | None:
-    values = [bool(answer) for answer in answers]
-    return sum(values) / len(values) if values else None
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The table as text, one line a case, the score last."""
-    lines = []
-    for row in rows:
-        if row["kind"] == "control":
-            word = "false alarm" if row["named"] else "silent"
-        elif row["kind"] == "fault" and not row["harm"]["kills"]:
-            word = "does no harm, not scored"
-        else:
-            word = "right" if row["first_right"] else "missed"
-        named = ", ".join(row["named"]) or "nothing"
-        lines.append(f"{row['case']:32} seed {row['seed']}  {word:26} named {named}  {row['seconds']:.0f} s")
-    figures = score(rows)
-    right = "-" if figures["right_first"] is None else f"{figures['right_first']:.0%}"
-    lines.append(
-        f"right cause first: {right} of {figures['killing']} killing injections; "
-        f"{figures['false_alarms']} false alarms on {figures['controls']} controls"
-    )
-    return lines
