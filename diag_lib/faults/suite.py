@@ -7,6 +7,7 @@ pipelines that look suspicious.
 
 import hashlib
 import importlib
+import json
 import os
 import shutil
 import sys
@@ -27,8 +28,9 @@ from diag_lib.faults.controls import CONTROLS
 from diag_lib.faults.inject import FAULTS, Fault, combined, find, prepare
 from diag_lib.faults.loops import reported_auc
 from diag_lib.faults.scoring import score, summary
-from diag_lib.settings import load
-from diag_lib.statistics import auc_difference_unpaired
+from diag_lib.map_store import locked
+from diag_lib.settings import Settings, load
+from diag_lib.statistics import Auc, auc_difference_unpaired
 from diag_lib.workbook.fingerprint import code_version
 
 SCHEMA = "diag/faults/1"
@@ -125,7 +127,7 @@ def _kept(case: Case, folder: Path) -> dict[str, Any]:
         return dict(known["row"])
     row = run_case(case, folder)
     home.write_json("row.json", {"code": code, "row": row})
-    for name in ("data", "cache", "repaired"):
+    for name in ("data", "cache"):
         shutil.rmtree(home.root / name, ignore_errors=True)
     return row
 
@@ -143,8 +145,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     home = folder / f"{case.fault.id}-s{case.seed}"
     prepared = prepare(case.fault, home / "data", seed=case.seed, recipe=SMALL)
-    single = {"runtime.threads": 1, "runtime.processes": 1, "runtime.cache_dir": str(home / "cache")}
-    settings = load("demo", {**prepared.overrides, **single})
+    settings = load("demo", {**prepared.overrides, **_alone(home)})
     run = RunFolder(home / "run").create()
     for step in STEPS:
         few = {"ids": FEW} if step == "distillation" else {}
@@ -165,30 +166,50 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
         "healthy": verdict["healthy"],
         "status": first["status"] if first else None,
         "proof": first["proof"] if first else None,
-        "harm": _harm(case, settings, single, run, home) if case.expected else None,
+        "harm": _harm(case, settings, run, home) if case.expected else None,
         "seconds": round(seconds, 1),
     }
 
 
-def _harm(case: Case, settings: Any, single: dict[str, Any], run: RunFolder, home: Path) -> dict[str, Any]:
+def _harm(case: Case, settings: Settings, run: RunFolder, home: Path) -> dict[str, Any]:
     """What the injection does to the reported AUC, against the same scene without it."""
-    scene = prepare(case.fault, home / "data", seed=case.seed, repaired=True, recipe=SMALL)
     if case.fault.loop is not None:
-        return _loop_harm(Path(settings.history), Path(scene.overrides["history"]))
-    repaired = load("demo", {**scene.overrides, **single})
-    clean = training.train_arms(repaired, RunFolder(home / "repaired"), ["status_quo"], progress=False)
-    faulty = training.train_arms(settings, run, ["status_quo"], progress=False)
-    if not clean or not faulty:
+        scene = prepare(case.fault, home / "data", seed=case.seed, repaired=True, recipe=SMALL)
+        assert settings.history is not None
+        return _loop_harm(settings.history, Path(scene.overrides["history"]))
+    clean = _clean_auc(case, home.parent)
+    results = training.train_arms(settings, run, ["status_quo"], progress=False)
+    if clean is None or not results:
         return {"kills": None, "delta": None, "p": None}
-    difference = auc_difference_unpaired(clean["status_quo"].auc, faulty["status_quo"].auc)
-    if not faulty["status_quo"].auc.defined:  # constant scores rank nothing
-        return {
-            "kills": clean["status_quo"].auc.defined,
-            "delta": clean["status_quo"].auc.value - 0.5,
-            "p": None,
-        }
+    faulty = results["status_quo"].auc
+    if not faulty.defined:  # constant scores rank nothing
+        return {"kills": clean.defined, "delta": clean.value - 0.5, "p": None}
+    difference = auc_difference_unpaired(clean, faulty)
     delta = difference.delta if set(case.expected) & FLATTERING else -difference.delta
     return {"kills": delta > 0 and difference.p < 0.05, "delta": delta, "p": difference.p}
+
+
+def _clean_auc(case: Case, folder: Path) -> Auc | None:
+    """The status quo of the case's scene without a fault: trained once for all cases of that scene and seed."""
+    scene = Fault("clean", "", around=case.fault.around, around_recipe=case.fault.around_recipe)
+    named = json.dumps([scene.around, scene.around_recipe, case.seed], sort_keys=True)
+    home = folder / f"clean-{hashlib.sha256(named.encode()).hexdigest()[:12]}"
+    home.mkdir(parents=True, exist_ok=True)
+    with locked(home / ".lock"):
+        prepared = prepare(scene, home / "data", seed=case.seed, repaired=True, recipe=SMALL)
+        settings = load("demo", {**prepared.overrides, **_alone(home)})
+        trained = training.train_arms(settings, RunFolder(home / "run"), ["status_quo"], progress=False)
+    return trained["status_quo"].auc if trained else None
+
+
+def _alone(home: Path) -> dict[str, Any]:
+    """A case is one process with one thread, and shares no cache."""
+    return {
+        "runtime.threads": 1,
+        "runtime.workers": 1,
+        "runtime.processes": 1,
+        "runtime.cache_dir": str(home / "cache"),
+    }
 
 
 def _loop_harm(faulty: Path, clean: Path) -> dict[str, Any]:
