@@ -19,6 +19,7 @@ import yaml
 from diag_lib.causes import CAUSES, HEALTHY_GAIN, Cause, Fix, Status
 from diag_lib.evidence import STEPS, Answer, Evidence, Finding, RunFolder, plain
 from diag_lib.experiments import Comparison, Trials, dotted
+from diag_lib.probes.conditional import FEW_STEPS
 from diag_lib.screens import MATERIAL_GAIN, Case, RuledOut, Suspicion
 from diag_lib.settings import Settings
 from diag_lib.statistics import Auc, holm, n_for_gain
@@ -29,8 +30,6 @@ INFLATION = frozenset(cause.id for cause in CAUSES if cause.proof == "inflation_
 RIVALS = frozenset(cause.id for cause in CAUSES if cause.rival)
 CLEARLY_LESS = 0.03
 """AUC by which one intervention must fall short of another to be no explanation beside it."""
-FEW_STEPS = 100
-"""Optimisation steps below which no schedule has been tried: Adam moves a weight by at most its rate a step."""
 GAIN_GROUPS = ("optimisation", "model", "loss")
 """Groups whose proofs are gains that mean nothing while the AUC is inflated."""
 

@@ -21,10 +21,14 @@ from diag_lib.settings import Settings
 from diag_lib.statistics import Auc, AucDifference, answer_above
 from diag_lib.training import ArmResult
 
-BCE_ONLY = "bce_only"
+BCE_ONLY, STATUS_QUO = "bce_only", "status_quo"
 CLEARLY_WORKS = 0.90  # an AUC interval above it leaves no question that a training run could answer
 RATE_FACTORS = {"bce_lr_x0.1": 0.1, "bce_lr_x10": 10.0}
 LONGER = 4
+FEW_STEPS = 100
+"""Optimisation steps below which no schedule has been tried: Adam moves a weight by at most its rate a step."""
+MANY_STEPS = 400
+"""Steps from which a schedule is not called short while a higher learning rate is all that it lacks."""
 MANY_PIXELS = 1.25  # images this many times larger than image_size lose something when they are squashed
 
 
@@ -36,6 +40,7 @@ class Probes:
     ladder: pd.DataFrame | None = None
     rates: Choice | None = None
     rate_aucs: dict[str, Auc] = field(default_factory=dict)
+    better_rate: float = 1.0
     unfrozen: AucDifference | None = None
     longer: AucDifference | None = None
     crop: AucDifference | None = None
@@ -45,10 +50,11 @@ class Probes:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def _works_clearly(arm: ArmResult) -> str | None:
-    """Why no probe of the optimisation is needed, or None."""
-    if arm.auc.ci[0] > CLEARLY_WORKS:
-        return f"the baseline clearly works: AUC {arm.auc.value:.2f}, its interval above {CLEARLY_WORKS:.2f}"
+def _works_clearly(arm: ArmResult, run: RunFolder) -> str | None:
+    """Why no probe of the optimisation is needed, or None: the labels alone, or the user's own training, suffice."""
+    for name, trained in (("the baseline", arm), ("your own training", training.load_arm(run, STATUS_QUO))):
+        if trained is not None and trained.auc.defined and trained.auc.ci[0] > CLEARLY_WORKS:
+            return f"{name} clearly works: AUC {trained.auc.value:.2f}, its interval above {CLEARLY_WORKS:.2f}"
     return None
 
 
@@ -97,13 +103,17 @@ def _overfit(
 def _learning_rate(
     settings: Settings, run: RunFolder, arm: ArmResult, probes: Probes, progress: bool
 ) -> Finding | None:
-    why = _works_clearly(arm)
+    why = _works_clearly(arm, run)
     if why:
         probes.skipped["learning_rate"] = why
         return None
     probes.ladder = rate_ladder(settings, open_split(settings, "train", run))
     promising = promising_factor(probes.ladder)
-    factors = {**RATE_FACTORS, **({f"bce_lr_x{promising:g}": promising} if promising != 1.0 else {})}
+    if promising == 1.0:
+        factors = RATE_FACTORS
+    else:  # the other direction is hopeless
+        towards = {name: f for name, f in RATE_FACTORS.items() if (f > 1) == (promising > 1)}
+        factors = {**towards, f"bce_lr_x{promising:g}": promising}
     t = settings.training
     extra = {
         name: {"training.lr_s1": t.lr_s1 * factor, "training.lr_s2": t.lr_s2 * factor}
@@ -117,6 +127,7 @@ def _learning_rate(
         {BCE_ONLY: arm.val_scores, **{name: other.val_scores for name, other in arms.items()}}
     )
     probes.rates = choose_and_prove(scores, BCE_ONLY)
+    probes.better_rate = factors[probes.rates.best] if probes.rates.answer == "yes" else 1.0
     probes.rate_aucs = {name: scores.auc(name) for name in scores.of}
     probes.curves |= {name: other.history["val_auc"] for name, other in arms.items()}
     return say.learning_rate(probes.rates, factors, extra, probes.ladder)
@@ -125,7 +136,7 @@ def _learning_rate(
 def _frozen(
     settings: Settings, run: RunFolder, arm: ArmResult, probes: Probes, progress: bool
 ) -> Finding | None:
-    why = _works_clearly(arm)
+    why = _works_clearly(arm, run)
     if "all" in settings.student.trainable_s1 and "all" in settings.student.trainable_s2:
         why = "every parameter is trained already"
     if why:
@@ -145,11 +156,13 @@ def _frozen(
 def _longer(
     settings: Settings, run: RunFolder, arm: ArmResult, probes: Probes, progress: bool
 ) -> Finding | None:
-    why = _works_clearly(arm)
+    why = _works_clearly(arm, run)
+    t = settings.training
+    if not why and probes.better_rate > 1 and arm.image_steps >= MANY_STEPS * t.batch_size:
+        why = "a higher learning rate already brings more in the same time"
     if why:
         probes.skipped["undertrained"] = why
         return None
-    t = settings.training
     epochs = {"training.epochs_s1": t.epochs_s1 * LONGER, "training.epochs_s2": t.epochs_s2 * LONGER}
     other = retrain.variant(settings, run, "longer", epochs, progress=progress)
     if other is None or other.image_steps < 2 * arm.image_steps:
@@ -165,7 +178,7 @@ def _longer(
 def _crop(
     settings: Settings, run: RunFolder, arm: ArmResult, probes: Probes, progress: bool
 ) -> Finding | None:
-    why = _works_clearly(arm)
+    why = _works_clearly(arm, run)
     if settings.dataset.resize == "crop":
         why = "images are cropped already"
     side = (
