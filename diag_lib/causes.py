@@ -448,7 +448,7 @@ CAUSES: tuple[Cause, ...] = (
         group="model",
         sentence="The student's BatchNorm statistics do not fit its activations at evaluation.",
         screen=screens.from_finding("baseline.batchnorm", unless_rescued=False),
-        experiment="probe:baseline.batchnorm",
+        experiment="recalibrated",
         proof="gain",
         fix=_fix(
             "Recalibrate the BatchNorm statistics before evaluating.",

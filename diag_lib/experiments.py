@@ -23,6 +23,7 @@ from diag_lib.images.alike import write_alike
 from diag_lib.images.manifest import read_curation
 from diag_lib.probes import retrain
 from diag_lib.probes.compare import paired
+from diag_lib.probes.student import recalibrated
 from diag_lib.screens import LARGER_STUDENT, Case, normalization_patch, pooling_patch
 from diag_lib.settings import Settings
 from diag_lib.statistics import (
@@ -403,6 +404,29 @@ def _longer(trials: Trials) -> Comparison | None:
     return compare(what, STATUS_QUO, half_b(before.val_scores), name, half_b(after.val_scores))
 
 
+def _recalibrated(trials: Trials) -> Comparison | None:
+    """The probe's comparison; for a status quo that learns its own students instead, from two seeds, untrained anew."""
+    if not trials.case.status_quo_learns:
+        return trials.probed("baseline.batchnorm")
+    first = _with_fresh_norms(trials, STATUS_QUO)
+    if first is None or first.p >= SIGNIFICANT or first.delta <= 0:
+        return first
+    return replace(first, confirmation=_with_fresh_norms(trials, STATUS_QUO + AGAIN))
+
+
+def _with_fresh_norms(trials: Trials, name: str) -> Comparison | None:
+    (arm,) = trials.arms(name)
+    if arm is None or arm.stopped:
+        return None
+    settings = trials.settings.with_overrides(arm.overrides)
+    train, val = (images.open_split(settings, split, trials.run) for split in ("train", "val"))
+    logits = training.predict(recalibrated(settings, arm.model(settings), train), val, settings).logits
+    fresh = val.frame[["path", "label"]].assign(score=logits)
+    fresh = fresh.merge(arm.val_scores[["path", "half"]], on="path")
+    what = WORDS["baseline.batchnorm"]
+    return compare(what, name, half_b(arm.val_scores), f"{name}, recalibrated", half_b(fresh))
+
+
 def _larger_student(trials: Trials) -> Comparison | None:
     """BCE only with the configured student against BCE only with Tiny-LaDeDa; None where it is that already."""
     (before,) = trials.arms(BCE_ONLY)
@@ -548,6 +572,7 @@ EXPERIMENTS: dict[str, Callable[[Trials], Comparison | None]] = {
     "train_labels_flipped": _train_labels_flipped,
     "normalized": _normalized,
     "longer": _longer,
+    "recalibrated": _recalibrated,
     "larger_student": _larger_student,
     "more_images": _more_images,
     "teacher_variant": _teacher_variant,

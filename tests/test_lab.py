@@ -63,6 +63,9 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+LEAKED = Path("data/val/fake/0027.png")
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny dataset with a hostile file name, and copies of the notebooks whose parameters name it."""
@@ -72,6 +75,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.open(tmp / "data/val/fake/0030.png").transpose(Image.Transpose.ROTATE_90).save(
         tmp / "data/val/real" / HOSTILE
     )
+    (tmp / LEAKED).write_bytes((tmp / "data/train/fake/0024.png").read_bytes())
     settings = tiny_settings(tmp, training__epochs_s2=2, runtime__budget="quick")
     (tmp / "settings.yaml").write_text(settings.to_yaml(), encoding="utf-8")
     (tmp / "notebooks").mkdir()
@@ -315,6 +319,28 @@ def test_the_threshold_answers_the_keyboard(pages: Any, name: str, cell: str) ->
     board.after(lambda: opened.page.keyboard.press("ArrowRight"))
     assert board.picture != first
     assert board.height == height
+
+
+def test_the_gallery_writes_decisions_and_leaves_the_data_alone(pages: Any, work: Path) -> None:
+    opened = pages("01_audit.ipynb")
+    opened.page.bring_to_front()
+    index = opened.page.evaluate(SHOW, "curation")
+    place = opened.page.locator(f".jp-Cell[data-windowed-list-index='{index}'] .jp-OutputArea-output").first
+    place.get_by_role("button", name=re.compile(r"^leaked \(\d+\)")).click()
+    tile = place.locator(".widget-vbox", has=opened.page.get_by_text(f"{LEAKED.name} (exact")).last
+    tile.wait_for(timeout=60_000)
+    before = {path: path.read_bytes() for path in (work / "data").rglob("*.png")}
+    tile.get_by_role("button", name="exclude", exact=True).focus()
+    opened.page.keyboard.press("Enter")
+    place.get_by_text("1 to exclude, 0 to relabel").wait_for(timeout=30_000)
+    place.get_by_role("button", name="Save curation.csv").focus()
+    opened.page.keyboard.press("Enter")
+    place.get_by_text("Saved.").wait_for(timeout=30_000)
+    opened.shoot("curation")
+    rows = (work / "run" / "curation.csv").read_text(encoding="utf-8").splitlines()
+    assert rows == ["path,action,label", f"{LEAKED.relative_to('data').as_posix()},exclude,"]
+    assert before == {path: path.read_bytes() for path in (work / "data").rglob("*.png")}
+    assert not list((work / "data").rglob("*.csv"))
 
 
 def _patch(text: str) -> tuple[int, int]:
