@@ -327,7 +327,7 @@ def test_the_gallery_writes_decisions_and_leaves_the_data_alone(pages: Any, work
     index = opened.page.evaluate(SHOW, "curation")
     place = opened.page.locator(f".jp-Cell[data-windowed-list-index='{index}'] .jp-OutputArea-output").first
     place.get_by_role("button", name=re.compile(r"^leaked \(\d+\)")).click()
-    tile = place.locator(".widget-vbox", has=opened.page.get_by_text(f"{LEAKED.name} (exact")).last
+    tile = place.locator(".widget-vbox", has=opened.page.get_by_text(f"{LEAKED.name} (")).last
     tile.wait_for(timeout=60_000)
     before = {path: path.read_bytes() for path in (work / "data").rglob("*.png")}
     tile.get_by_role("button", name="exclude", exact=True).focus()
