@@ -18,7 +18,7 @@ import yaml
 
 from diag_lib.causes import CAUSES, HEALTHY_GAIN, Cause, Fix, Status
 from diag_lib.evidence import STEPS, Answer, Evidence, Finding, RunFolder, plain
-from diag_lib.experiments import Comparison, Trials, dotted
+from diag_lib.experiments import Comparison, Trials, dotted, experiment
 from diag_lib.probes.conditional import FEW_STEPS
 from diag_lib.screens import MATERIAL_GAIN, Case, RuledOut, Suspicion
 from diag_lib.settings import Settings
@@ -148,7 +148,7 @@ def _decide(trials: Trials, missing: tuple[str, ...]) -> VerdictResult:
             undecided.append(Open(cause.id, text, suspicion.needs))
         else:
             shown = cause.experiment is None or suspicion.direct
-            proof = None if shown else trials.experiment(str(cause.experiment))
+            proof = None if shown else experiment(trials, str(cause.experiment))
             tried.append((cause, suspicion, _confirmed(cause, proof, trials)))
     judged = _strongest_rival(_judged(tried, case), case)
     named = [found for found in judged if isinstance(found, NamedCause)]

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from diag_lib.evidence import Evidence, Finding, RunFolder
-from diag_lib.experiments import Trials, _write_curation, compare, half_b
+from diag_lib.experiments import Trials, compare, experiment, half_b
+from diag_lib.experiments.on_data import write_curation
 from diag_lib.images.manifest import read_curation
 from diag_lib.screens import Case
 from diag_lib.settings import load
@@ -50,7 +51,7 @@ def test_a_gain_is_measured_on_half_b_and_confirmed_on_a_new_seed(tmp_path: Path
             "bce_only@seed1": scores(2.0, 1),
         },
     )
-    found = made.experiment("arm:bce_only")
+    found = experiment(made, "arm:bce_only")
     assert found is not None and found.before.auc.n_fake == N // 2
     assert found.before.auc.value == pytest.approx(auc(*_columns(half_b(scores(0.0, on_a=5.0)))).value)
     assert found.ci[0] > 0.2 and found.confirmation is not None and found.confirmation.ci[0] > 0.2
@@ -58,7 +59,7 @@ def test_a_gain_is_measured_on_half_b_and_confirmed_on_a_new_seed(tmp_path: Path
 
 def test_no_second_seed_is_spent_on_an_arm_that_changes_nothing(tmp_path: Path) -> None:
     made = trials(tmp_path, status_quo=scores(1.0), bce_only=scores(1.0))
-    found = made.experiment("arm:bce_only")
+    found = experiment(made, "arm:bce_only")
     assert found is not None and found.delta == 0 and found.confirmation is None
 
 
@@ -73,7 +74,7 @@ def test_the_best_weight_is_chosen_on_half_a_and_judged_on_half_b(tmp_path: Path
         },
         **{"status_quo@seed1": scores(0.0, 4)},
     )
-    found = made.experiment("best_alpha")
+    found = experiment(made, "best_alpha")
     assert found is not None and found.after.arm == "alpha_0.01"
     assert found.after.auc.value < 0.65  # the luck of half A is not on half B
 
@@ -83,9 +84,9 @@ def test_leaving_out_leaks_lowers_a_flattered_auc(tmp_path: Path) -> None:
     leaked = table.index % 2 == 0
     table.loc[leaked & (table["label"] == 1), "score"] += 4
     made = trials(tmp_path, status_quo=table, bce_only=scores(0.0, 5))
-    assert made.experiment("without_leaks") is None  # the audit found none
+    assert experiment(made, "without_leaks") is None  # the audit found none
     pd.DataFrame({"val_path": table.loc[leaked, "path"]}).to_parquet(made.run.artifact("leakage.parquet"))
-    found = made.experiment("without_leaks")
+    found = experiment(made, "without_leaks")
     assert found is not None and found.ci[1] < 0 and found.p < 0.01
     assert found.after.auc.value == pytest.approx(auc(*_columns(table[~leaked])).value)
 
@@ -109,7 +110,7 @@ def test_a_probe_that_was_run_is_not_run_again(tmp_path: Path) -> None:
     frozen = Finding("baseline.frozen", "warning", "yes", "m", 0.3, (0.25, 0.35), 0.0, 400, data)
     made = trials(tmp_path)
     made.case = Case(made.settings, {"baseline": Evidence("baseline", [frozen])}, {})
-    found = made.experiment("probe:baseline.frozen")
+    found = experiment(made, "probe:baseline.frozen")
     assert found is not None and (found.before.auc.value, found.after.auc.value) == (0.6, 0.9)
     assert (found.delta, found.ci, found.p) == (0.3, (0.25, 0.35), 1e-9)
 
@@ -126,7 +127,7 @@ def test_an_experiment_keeps_the_users_own_curation_in_any_form_that_is_read(tmp
     made = trials(tmp_path)
     made.settings = made.settings.with_overrides({"dataset.curation": str(own)})
     rows = pd.DataFrame({"path": ["train/fake/2.png", "train/real/3.png"], "label": [0, 0]})
-    written = read_curation(_write_curation(made, "flipped", rows, "relabel"))
+    written = read_curation(write_curation(made, "flipped", rows, "relabel"))
     assert dict(zip(written["path"], written["action"], strict=True)) == {
         "val/real/1.png": "exclude",
         "train/fake/2.png": "relabel",

@@ -54,7 +54,9 @@ def _works_clearly(arm: ArmResult, run: RunFolder) -> str | None:
     """Why no probe of the optimisation is needed, or None: the labels alone, or the user's own training, suffice."""
     for name, trained in (("the baseline", arm), ("your own training", training.load_arm(run, STATUS_QUO))):
         if trained is not None and trained.auc.defined and trained.auc.ci[0] > CLEARLY_WORKS:
-            return f"{name} clearly works: AUC {trained.auc.value:.2f}, its interval above {CLEARLY_WORKS:.2f}"
+            return (
+                f"{name} clearly works: AUC {trained.auc.value:.2f}, its interval above {CLEARLY_WORKS:.2f}"
+            )
     return None
 
 

@@ -1,0 +1,213 @@
+"""Which causes that lie in the images or their labels does the evidence make suspect?"""
+
+from typing import Any
+
+from diag_lib.screens.case import (
+    CLEARLY_WORKS,
+    ENOUGH_A_CLASS,
+    GAP,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MATERIAL_GAIN,
+    OPTIMISATION,
+    Case,
+    RuledOut,
+    Suspicion,
+    interval_text,
+)
+
+
+def corrupt_images(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("audit.unreadable")
+    if found is None:
+        return None
+    if found.answer == "yes" and found.severity == "error":
+        return Suspicion(found.message, (found.id,))
+    return RuledOut(found.message)
+
+
+def leakage(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("audit.leakage")
+    if found is None:
+        return None
+    if found.answer == "yes":
+        return Suspicion(found.message, (found.id,))
+    return RuledOut(found.message)
+
+
+def shortcut(case: Case) -> Suspicion | RuledOut | None:
+    joint = case.finding("audit.shortcut.joint")
+    if joint is None:
+        return None
+    if joint.answer == "yes":
+        step = case.evidence["audit"]
+        single = [f for f in step.findings if f.id.startswith("audit.shortcut.") and f.answer == "yes"]
+        return Suspicion(joint.message, tuple(f.id for f in single))
+    if joint.answer == "no":
+        return RuledOut(f"file properties alone reach AUC {joint.value:.2f} {interval_text(joint.ci)}")
+    return Suspicion(joint.message, (joint.id,), weak=True)
+
+
+def normalization_patch(case: Case) -> dict[str, Any] | None:
+    """The settings that normalise these pixels well, or None where the audit found nothing wrong.
+
+    What the teacher's own probe proved comes first, else ImageNet's values, which pretrained networks expect.
+    """
+    if not case.says("audit.normalization", "yes"):
+        return None
+    probed = case.finding("teacher.preprocessing")
+    if probed is not None and probed.answer == "yes":
+        dataset = (probed.data.get("settings") or {}).get("dataset", {})
+        if "normalize_mean" in dataset:
+            return {"dataset": {name: dataset[name] for name in ("normalize_mean", "normalize_std")}}
+    return {"dataset": {"normalize_mean": list(IMAGENET_MEAN), "normalize_std": list(IMAGENET_STD)}}
+
+
+def student_normalization(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("audit.normalization")
+    if found is None or found.answer == "undecided":
+        return None
+    if found.answer == "yes":
+        return Suspicion(found.message, (found.id, "distillation.status_quo"))
+    return RuledOut(f"the normalisation fits the pixels: {found.message}")
+
+
+def too_little_data(case: Case) -> Suspicion | RuledOut | None:
+    """Few images a class, and a student that knows them far better than others."""
+    counts, baseline = case.finding("audit.imbalance"), case.finding("baseline.auc")
+    if counts is None or baseline is None or baseline.ci is None or baseline.value is None:
+        return None
+    fewest = min(int(counts.data.get(name, ENOUGH_A_CLASS)) for name in ("real", "fake"))
+    told = f"train has {fewest} images of its rarer class"
+    if fewest >= ENOUGH_A_CLASS:
+        return RuledOut(told)
+    if baseline.ci[0] > CLEARLY_WORKS:
+        return RuledOut(
+            f"{told}, but they suffice: BCE-only AUC {baseline.value:.2f} {interval_text(baseline.ci)}"
+        )
+    if case.says("audit.imbalance", "yes"):
+        return RuledOut(f"{told}, but it is the other class that is not: {counts.message}")
+    train, known = baseline.data.get("train_ci"), baseline.data.get("train_auc")
+    memorised = known is not None and known > baseline.value + GAP
+    because = (
+        f"{told}; BCE-only AUC {interval_text(baseline.ci)} on val against {interval_text(train)} on them"
+    )
+    return Suspicion(because, (counts.id, baseline.id, "baseline.overfit_batch"), weak=not memorised)
+
+
+def labels_inverted_train(case: Case) -> Suspicion | RuledOut | None:
+    train, val = case.interval("teacher.auc_train"), case.interval("teacher.auc")
+    if train is None or val is None:
+        return None
+    low = case.limits.teacher_auc_low
+    if train[1] < 1 - low and val[0] > low:
+        shown = f"{interval_text(train)} on train but {interval_text(val)} on val"
+        because = f"the teacher's AUC is {shown}: train labels are swapped"
+        return Suspicion(because, ("teacher.auc_train", "teacher.auc"))
+    return RuledOut(
+        f"the teacher's AUC on train {interval_text(train)} is not the mirror of val {interval_text(val)}"
+    )
+
+
+def labels_shuffled(case: Case) -> Suspicion | RuledOut | None:
+    held_out, val = case.finding("baseline.heldout_train"), case.finding("baseline.val_learnable")
+    train_auc, val_auc = case.interval("teacher.auc_train"), case.interval("teacher.auc")
+    limits = case.limits
+    teacher_disagrees = (
+        train_auc is not None
+        and val_auc is not None
+        and train_auc[1] < limits.baseline_auc < limits.teacher_auc_good < val_auc[0]
+        and train_auc[1] > 1 - limits.teacher_auc_low
+    )
+    if held_out is not None and held_out.answer == "yes":
+        return RuledOut(
+            f"a student trained on part of train ranks the rest: AUC {interval_text(held_out.ci)}"
+        )
+    if teacher_disagrees:
+        because = f"the teacher ranks val {interval_text(val_auc)} but not train {interval_text(train_auc)}"
+        return Suspicion(because, ("teacher.auc_train", "teacher.auc", "baseline.heldout_train"))
+    if held_out is None or val is None or case.baseline_learns is not False:
+        return None
+    if held_out.answer == "no" and val.answer == "yes":
+        because = (
+            f"train labels cannot be learned (held-out train AUC {interval_text(held_out.ci)}), "
+            f"val labels can ({interval_text(val.ci)})"
+        )
+        return Suspicion(because, ("baseline.heldout_train", "baseline.val_learnable"))
+    return None
+
+
+def label_noise(case: Case) -> Suspicion | RuledOut | None:
+    """The teacher's AUC shrinks on train by about (1 - 2e) when a fraction e of the train labels is wrong."""
+    train, val = case.finding("teacher.auc_train"), case.finding("teacher.auc")
+    below = case.finding("baseline.train_below_val")
+    if train is None or val is None or train.ci is None or val.ci is None or below is None:
+        return None
+    if train.ci[1] > val.ci[0] - MATERIAL_GAIN or val.ci[0] < case.limits.teacher_auc_good:
+        return RuledOut(
+            f"the teacher ranks train {interval_text(train.ci)} about as well as val {interval_text(val.ci)}"
+        )
+    evidence = ("teacher.auc_train", "teacher.auc", "baseline.train_below_val")
+    because = (
+        f"the teacher's AUC is {interval_text(train.ci)} on train against {interval_text(val.ci)} on val"
+    )
+    return Suspicion(f"{because}; {below.message}", evidence, weak=below.answer != "yes")
+
+
+def patch_misalignment(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("logits.alignment")
+    if found is None or found.answer == "undecided":
+        return None
+    return Suspicion(found.message, (found.id,)) if found.answer == "no" else RuledOut(found.message)
+
+
+def wrong_activation(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("logits.activation")
+    if found is None or found.answer == "undecided":
+        return None
+    return Suspicion(found.message, (found.id,)) if found.answer == "yes" else RuledOut(found.message)
+
+
+def split_shift(case: Case) -> Suspicion | RuledOut | None:
+    held_out = case.finding("baseline.heldout_train")
+    if held_out is None or case.baseline_learns is True:
+        return None
+    if held_out.answer == "yes" and case.baseline_learns is False:
+        because = (
+            f"within train the student generalises (AUC {interval_text(held_out.ci)}), on val it does not"
+        )
+        return Suspicion(because, ("baseline.heldout_train", "baseline.auc", "audit.drift"))
+    if held_out.answer == "no":
+        return RuledOut(
+            f"the student does not generalise within train either: AUC {interval_text(held_out.ci)}"
+        )
+    return None
+
+
+def class_imbalance(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("audit.imbalance")
+    if found is None:
+        return None
+    if found.answer == "yes" and not case.status_quo_learns:
+        return Suspicion(found.message, (found.id,))
+    return RuledOut(
+        found.message if found.answer == "no" else f"{found.message}, but the student learns all the same"
+    )
+
+
+def no_signal(case: Case) -> Suspicion | RuledOut | None:
+    held_out, val = case.finding("baseline.heldout_train"), case.finding("baseline.val_learnable")
+    batch = case.finding("baseline.overfit_batch")
+    if held_out is None or val is None or case.baseline_learns is not False:
+        return None
+    if held_out.answer == "no" and val.answer == "no" and batch is not None and batch.answer == "yes":
+        because = (
+            f"neither train {interval_text(held_out.ci)} nor val {interval_text(val.ci)} can be learned, "
+            "yet one batch can be overfit"
+        )
+        evidence = (held_out.id, val.id, batch.id, *OPTIMISATION)
+        open_still = [name for name in OPTIMISATION if (found := case.finding(name)) and found.answer != "no"]
+        return Suspicion(
+            because, evidence, weak=bool(open_still) or case.rescued or case.teacher_useless is False
+        )
+    return None

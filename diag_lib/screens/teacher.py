@@ -1,0 +1,100 @@
+"""Which causes that lie in the teacher does the evidence make suspect?"""
+
+from diag_lib.screens.case import (
+    Case,
+    RuledOut,
+    Suspicion,
+    interval_text,
+)
+from diag_lib.statistics import n_per_class_needed
+
+
+def weights_not_loaded(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("teacher.weights_loaded")
+    if found is None:
+        return None
+    return Suspicion(found.message, (found.id,)) if found.answer == "no" else RuledOut(found.message)
+
+
+def teacher_train_mode(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("teacher.train_mode")
+    if found is None or found.answer == "undecided":
+        return None
+    return (
+        Suspicion(found.message, (found.id, "teacher.auc"))
+        if found.answer == "yes"
+        else RuledOut(found.message)
+    )
+
+
+def teacher_stale_cache(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("teacher.repeatable")
+    if found is None or found.answer == "undecided":
+        return None
+    return (
+        Suspicion(found.message, (found.id, "teacher.auc"))
+        if found.answer == "no"
+        else RuledOut(found.message)
+    )
+
+
+def teacher_preprocessing(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("teacher.preprocessing")
+    if found is None:
+        return None
+    if found.answer == "no":
+        return RuledOut(found.message)
+    if found.answer == "yes" and not _worth_feeding_otherwise(case):
+        return RuledOut(f"{found.message} Even so it would know too little to teach")
+    # A few enormous patches spoil the image logits; whatever damps them looks like the right preprocessing.
+    outliers = case.says("logits.heavy_tail", "yes") and not case.says("teacher.bn_fingerprint", "yes")
+    weak = found.answer == "undecided" or outliers
+    return Suspicion(found.message, (found.id, "teacher.bn_fingerprint"), weak=weak)
+
+
+def _worth_feeding_otherwise(case: Case) -> bool:
+    """Whether the teacher, fed in the better way that its probe proved, knows something for certain."""
+    found = case.finding("teacher.preprocessing")
+    after = found.data.get("after_ci") if found is not None and found.answer == "yes" else None
+    return after is not None and after[0] > case.limits.teacher_auc_low
+
+
+def teacher_inverted(case: Case) -> Suspicion | RuledOut | None:
+    train, val = case.interval("teacher.auc_train"), case.interval("teacher.auc")
+    if val is None:
+        return None
+    fed = case.finding("teacher.preprocessing")
+    if fed is not None and not fed.data.get("flipped", True) and _worth_feeding_otherwise(case):
+        return RuledOut(f"fed otherwise the teacher is not inverted: {fed.message}")
+    if case.teacher_inverted and (train is None or train[1] < 0.5):
+        because = f"the teacher ranks real above fake: AUC {interval_text(val)} on val, {interval_text(train)} on train"
+        return Suspicion(because, ("teacher.inverted", "teacher.auc", "teacher.auc_train"))
+    return RuledOut(f"the teacher's AUC {interval_text(val)} is not on the wrong side of one half")
+
+
+def teacher_domain_shift(case: Case) -> Suspicion | RuledOut | None:
+    found = case.finding("teacher.auc")
+    if found is None or found.ci is None:
+        return None
+    low = case.limits.teacher_auc_low
+    evidence = ("teacher.auc", "teacher.weights_loaded", "teacher.preprocessing", "distillation.best_arm")
+    if case.says("teacher.weights_loaded", "no"):
+        return RuledOut("the teacher's weights were not loaded, so its knowledge was never asked")
+    if _worth_feeding_otherwise(case):
+        return RuledOut("with another preprocessing the teacher does know this data")
+    if case.teacher_inverted:
+        return RuledOut("the teacher separates the classes, the wrong way round")
+    if case.teacher_useless is False:
+        return RuledOut(f"teacher AUC {found.value:.2f} {interval_text(found.ci)} is above {low:.2f}")
+    if case.teacher_useless:
+        return Suspicion(
+            f"teacher AUC {found.value:.2f} {interval_text(found.ci)} is below {low:.2f}", evidence
+        )
+    value = found.value if found.value is not None else 0.5
+    truth = value if abs(value - low) > 0.01 else 0.5
+    return Suspicion(
+        f"teacher AUC {value:.2f} {interval_text(found.ci)}: not yet decided whether below {low:.2f}",
+        evidence,
+        weak=True,
+        needs={"n_val_per_class": n_per_class_needed(truth, low)},
+    )
