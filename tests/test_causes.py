@@ -1,5 +1,7 @@
 """The table of causes: what each screen makes of evidence, and that the table holds together."""
 
+import dataclasses
+
 import pytest
 
 from diag_lib.causes import CAUSES, Cause
@@ -129,6 +131,18 @@ def test_a_weight_is_too_high_only_if_the_labels_alone_do_better_with_an_informa
     assert isinstance(screen(case(teacher(0.6, 0.7), status_quo=0.62, bce_only=0.9)), Suspicion)
     assert isinstance(screen(case(teacher(0.6, 0.7), status_quo=0.9, bce_only=0.9)), RuledOut)
     assert screen(case(teacher(0.46, 0.53), status_quo=0.62, bce_only=0.9)) is None
+
+
+def test_broken_files_are_the_cause_only_of_a_failure_and_only_if_they_are_many() -> None:
+    screen = BY_ID["corrupt_images"].screen
+    many, few = (
+        dataclasses.replace(found("audit.unreadable", "yes", worst=w), severity="error") for w in (0.5, 0.03)
+    )
+    opinion = screen(case(many, status_quo=0.5))
+    assert isinstance(opinion, Suspicion) and not opinion.weak
+    assert screen(case(few, status_quo=0.5)).weak
+    assert isinstance(screen(case(many, status_quo=0.9)), RuledOut)
+    assert isinstance(screen(case(found("audit.unreadable", "yes", worst=0.01), status_quo=0.5)), RuledOut)
 
 
 def test_too_little_data_needs_few_images_and_a_student_that_knows_only_them() -> None:

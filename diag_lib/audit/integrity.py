@@ -41,7 +41,8 @@ def check(case: Case) -> Part:
     finding = Finding(
         "audit.unreadable", "error" if worst >= SERIOUS_SHARE else "warning", "yes", message, value,
         share_interval(len(lost), n), SERIOUS_SHARE, n,
-        {"reasons": reasons.to_dict(), "file": "artifacts/unreadable.parquet", "paths": lost["path"].head(20).tolist()},
+        {"worst": worst, "reasons": reasons.to_dict(), "file": "artifacts/unreadable.parquet",
+         "paths": lost["path"].head(20).tolist()},
     )  # fmt: skip
     return Part([finding, _ignored(case)], {"n_unreadable": len(lost)}, {"unreadable": lost})
 

@@ -16,14 +16,19 @@ from diag_lib.screens.case import (
     interval_text,
 )
 
+RUINOUS_SHARE = 0.1
+"""Unreadable share of a class from which it can be what a failing training fails of; fewer are listed and left out."""
+
 
 def corrupt_images(case: Case) -> Suspicion | RuledOut | None:
     found = case.finding("audit.unreadable")
     if found is None:
         return None
-    if found.answer == "yes" and found.severity == "error":
-        return Suspicion(found.message, (found.id,))
-    return RuledOut(found.message)
+    if found.answer != "yes" or found.severity != "error":
+        return RuledOut(found.message)
+    if case.status_quo_learns:
+        return RuledOut(f"{found.message}, but the student learns from the others")
+    return Suspicion(found.message, (found.id,), weak=found.data.get("worst", 1.0) < RUINOUS_SHARE)
 
 
 def leakage(case: Case) -> Suspicion | RuledOut | None:
