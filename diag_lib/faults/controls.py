@@ -18,6 +18,8 @@ from diag_lib.faults.inject import Fault, Overrides, own_network
 from diag_lib.faults.weights import Change
 
 DISTILLATION = "training.distillation."
+LEARNED: Overrides = {"training.lr_s1": 1e-2, "training.lr_s2": 1e-2}
+"""Five times the demo's rate, at which students of all starts have learned after twelve epochs (AUC above .95)."""
 
 
 def _one_to_four(rare: str) -> Alter:
@@ -115,6 +117,7 @@ CONTROLS: tuple[Fault, ...] = (
             f"control_{kind}_{way}",
             f"{data}; {manner}",
             settings=settings,
+            around=LEARNED,
             recipe=recipe,
             alter=alter,
             teacher=teacher,
@@ -126,13 +129,15 @@ CONTROLS: tuple[Fault, ...] = (
         "control_other_student",
         "a student with another preprocessing than the teacher",
         settings={"student.preprocess": "left_diag"},
+        around=LEARNED,
     ),
-    Fault("control_huber", "a Huber loss", settings={f"{DISTILLATION}loss": "huber"}),
-    Fault("control_kl", "Bernoulli KL", settings={f"{DISTILLATION}loss": "bernoulli_kl"}),
-    Fault("control_offset", "teacher logits two too large", teacher=weights.shifted(2.0)),
+    Fault("control_huber", "a Huber loss", settings={f"{DISTILLATION}loss": "huber"}, around=LEARNED),
+    Fault("control_kl", "Bernoulli KL", settings={f"{DISTILLATION}loss": "bernoulli_kl"}, around=LEARNED),
+    Fault("control_offset", "teacher logits two too large", teacher=weights.shifted(2.0), around=LEARNED),
     Fault(
         "control_stem_in_train_mode",
         "the teacher's first normalisation runs in train mode, which does no harm",
         settings=own_network("teacher", "teacher_stem_in_train_mode"),
+        around=LEARNED,
     ),
 )
