@@ -19,7 +19,9 @@ import yaml
 from diag_lib.causes import CAUSES, HEALTHY_GAIN, Cause, Fix, Status
 from diag_lib.evidence import STEPS, Answer, Evidence, Finding, RunFolder, plain
 from diag_lib.experiments import Comparison, Trials, dotted, experiment
+from diag_lib.images import read_table
 from diag_lib.probes.conditional import FEW_STEPS
+from diag_lib.probes.labels import doubtful
 from diag_lib.screens import MATERIAL_GAIN, Case, RuledOut, Suspicion
 from diag_lib.settings import Settings
 from diag_lib.statistics import Auc, holm, n_for_gain
@@ -30,6 +32,7 @@ INFLATION = frozenset(cause.id for cause in CAUSES if cause.proof == "inflation_
 RIVALS = frozenset(cause.id for cause in CAUSES if cause.rival)
 CLEARLY_LESS = 0.03
 """AUC by which one intervention must fall short of another to be no explanation beside it."""
+DOUBTFUL = "artifacts/doubtful_labels.csv"
 GAIN_GROUPS = ("optimisation", "model", "loss")
 """Groups whose proofs are gains that mean nothing while the AUC is inflated."""
 
@@ -113,11 +116,32 @@ def run(settings: Settings, run_dir: str | Path, *, progress: bool = True) -> Ve
     missing = tuple(step for step in STEPS[:-1] if step not in evidence)
     trials = Trials(settings, folder, evidence, progress=progress)
     verdict = _decide(trials, missing)
+    if any(cause.id == "label_noise" for cause in verdict.causes):
+        verdict = replace(verdict, causes=_with_labels_listed(verdict.causes, settings, folder))
     folder.write_json("verdict.json", verdict.to_dict())
     folder.write_text("recommended.yaml", _recommended_yaml(settings, verdict))
     inputs = {step: _digest(found) for step, found in evidence.items()}
     folder.write_evidence(Evidence("verdict", [], {"causes": len(verdict.causes)}, inputs))
     return verdict
+
+
+def _with_labels_listed(
+    causes: tuple[NamedCause, ...], settings: Settings, folder: RunFolder
+) -> tuple[NamedCause, ...]:
+    """Write `DOUBTFUL` by all judges that there are now (the audit came before them), and tell of it."""
+    frame = read_table(settings).frame
+    table = doubtful(folder, frame[frame["split"] == "train"], settings.training.seed)
+    if table.empty:
+        return causes
+    folder.write_text(DOUBTFUL, table.to_csv(index=False))
+    judges = " and ".join(dict.fromkeys(", ".join(table["judges"]).split(", ")))
+    told = f"{DOUBTFUL} lists {len(table)} train labels that {judges} contradict, the worst first"
+    return tuple(
+        replace(cause, fix=replace(cause.fix, actions=(told, *cause.fix.actions)))
+        if cause.id == "label_noise"
+        else cause
+        for cause in causes
+    )
 
 
 def _digest(evidence: Evidence) -> str:

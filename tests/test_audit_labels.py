@@ -1,5 +1,6 @@
 """Are wrong labels and swapped classes found, by the audit's own statistics and by what later steps have left?"""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ from PIL.PngImagePlugin import PngInfo
 from test_audit import as_png, audited, make, texture
 
 from diag_lib.audit import polarity
+from diag_lib.causes import Fix
 from diag_lib.evidence import RunFolder
+from diag_lib.images import read_table
 from diag_lib.probes import labels as held_out
+from diag_lib.settings import load
+from diag_lib.verdict import NamedCause, _with_labels_listed
 
 
 def scores_of(frame: pd.DataFrame, wrong: set[str], sign: float = 1.0) -> pd.DataFrame:
@@ -133,3 +138,21 @@ def test_a_generator_that_holds_both_classes_is_no_witness(tmp_path: Path) -> No
     result = audited(root)
     assert result.finding("polarity").answer == "undecided"
     assert polarity.WORDS[1].search("progan") and not polarity.WORDS[1].search("organic")
+
+
+def test_the_verdict_lists_doubtful_train_labels_by_all_judges_that_there_are(
+    root: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run").create()
+    settings = load("base", {"dataset.root": str(root), "dataset.image_size": 32})
+    frame = read_table(settings).frame
+    noise = NamedCause("label_noise", "established", "", "", (), Fix("Correct them."), "direct", None, (), "")
+    other = replace(noise, id="leakage")
+    assert _with_labels_listed((noise,), settings, run) == (noise,), "nobody has judged yet"
+    wrong = set(frame.loc[frame["split"] == "train", "path"].sample(10, random_state=1))
+    scores_of(frame, wrong).to_parquet(run.artifact("teacher_scores.parquet"))
+    told, kept = _with_labels_listed((noise, other), settings, run)
+    assert "labels that teacher contradict" in told.fix.actions[0] and kept == other
+    table = pd.read_csv(run.root / "artifacts" / "doubtful_labels.csv")
+    assert len(wrong & set(table["path"])) >= max(5, 0.6 * len(table)) and set(table["split"]) == {"train"}
+    assert table["probability_of_label"].is_monotonic_increasing

@@ -82,6 +82,38 @@ def _by_path(scores: pd.DataFrame) -> "pd.Series[float]":
     return finite.drop_duplicates("path").set_index("path")["score"].astype(float)
 
 
+def doubtful(run: RunFolder, frame: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Images whose label contradicts teacher or student, the worst first.
+
+    frame : columns path, split, label. Returns path, split, label, judges, probability_of_label (mean over the
+    judges that contradict it), those that more judges contradict first; empty where there is no judge.
+    """
+    parts = []
+    for judge in judges(run):
+        known = frame[frame["path"].isin(judge.scores.index)].reset_index(drop=True)
+        labels = known["label"].to_numpy(dtype=np.int64)
+        if np.bincount(labels, minlength=2).min() < FOLDS:
+            continue
+        fake = probability_of_fake(np.asarray(judge.scores.loc[known["path"]], np.float64), labels, seed)
+        own = np.where(labels == 1, fake, 1 - fake)
+        chosen = issues(labels, fake)
+        rows = known.iloc[chosen][["path", "split", "label"]]
+        parts.append(rows.assign(judges=judge.name, probability_of_label=own[chosen]))
+    if not parts:
+        return pd.DataFrame(columns=["path", "split", "label", "judges", "probability_of_label"])
+    table = (
+        pd.concat(parts)
+        .groupby(["path", "split", "label"], sort=False, as_index=False)
+        .agg(
+            judges=("judges", ", ".join),
+            n=("judges", "size"),
+            probability_of_label=("probability_of_label", "mean"),
+        )
+    )
+    table = table.sort_values(["n", "probability_of_label", "path"], ascending=[False, True, True])
+    return table.drop(columns="n").reset_index(drop=True)
+
+
 def probability_of_fake(scores: Floats, labels: Ints, seed: int) -> Floats:
     """Held-out probabilities (n,) from scores on any scale: logistic regression on their normal ranks, by folds."""
     from sklearn.linear_model import LogisticRegression
