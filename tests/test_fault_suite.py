@@ -3,11 +3,14 @@
 from typing import Any
 
 import pytest
+from matplotlib.text import Text
 
 from diag_lib.errors import UserError
+from diag_lib.evidence import RunFolder
 from diag_lib.faults import suite
 from diag_lib.faults.controls import CONTROLS
 from diag_lib.faults.scoring import score, summary
+from diag_lib.plots import faults as pictures
 
 
 def row(case: str, named: list[str], **changed: Any) -> dict[str, Any]:
@@ -95,3 +98,29 @@ def test_an_interrupted_lab_goes_on_with_what_is_left(tmp_path, monkeypatch) -> 
     monkeypatch.setattr(suite, "_own_code", lambda: "changed since")
     suite._kept(case, tmp_path)
     assert ran == ["leakage", "leakage"]
+
+
+def test_the_report_lists_misses_and_draws_what_was_scored(tmp_path) -> None:
+    rows = [
+        row("leakage", ["leakage"]),
+        row("capacity", ["<script>"]),
+        row("lr_too_high", ["leakage"], harm={"kills": False, "delta": 0.0, "p": 0.9}),
+        row("quiet", [], kind="control", healthy=True),
+    ]
+    figures = score(rows) | {"workers": 2, "wall_seconds": 40}
+    pictures.write_report(rows, figures, RunFolder(tmp_path / "lab").create())
+    page = (tmp_path / "lab" / "index.html").read_text(encoding="utf-8")
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    before, after = page.split("Injections that did no harm", 1)
+    assert "capacity" in before.split("Missed, and false alarms", 1)[1] and "lr_too_high" in after
+    assert [missed["case"] for missed in rows if pictures.missed(missed)] == ["capacity"]
+    figure = pictures.confusion(rows)
+    ax = figure.axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "(healthy controls)",
+        "capacity",
+        "leakage",
+    ]
+    texts = " ".join(text.get_text().replace("\n", " ") for text in figure.findobj(Text))
+    assert "50% of 2 harmful" in texts
+    assert (tmp_path / "lab" / "confusion.png").stat().st_size > 1000
