@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -66,10 +65,11 @@ def _audit(root: Path, name: str, rows: list[tuple[str, str, str]], warm: Path, 
 
 def main(manifest: str, run: str, warm: str, threads: str) -> None:
     """One audit after a warm-up; its figures as a line of JSON."""
+    from benchmarks.memory import peak
     from diag_lib import audit
 
     audit.run(settings_for(Path(warm), int(threads)), Path(run).parent / "warm-run", progress=False)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak()
     started, wall = os.times(), time.perf_counter()
     result = audit.run(settings_for(Path(manifest), int(threads)), run, progress=False)
     ended = os.times()
@@ -77,7 +77,7 @@ def main(manifest: str, run: str, warm: str, threads: str) -> None:
         "images": len(result.frame),
         "wall": round(time.perf_counter() - wall, 2),
         "cpu": round(sum(ended[:4]) - sum(started[:4]), 2),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mb": round(peak()),
         "peak_mb_before": round(before),
     }
     print(json.dumps(found))

@@ -56,10 +56,10 @@ def main(way: str, settings: str, run: str, *arms: str) -> float:
                 train_plain(arm_settings(chosen, arm))
         elif way == "ours":
             train_arms(chosen, RunFolder(run), arms, progress=False)
-    return _peak()
+    return peak()
 
 
-def _peak() -> float:
+def peak() -> float:
     """This process's peak of resident memory in MiB, not that of the one which started it."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
