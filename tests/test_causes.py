@@ -141,8 +141,19 @@ def test_broken_files_are_the_cause_only_of_a_failure_and_only_if_they_are_many(
     opinion = screen(case(many, status_quo=0.5))
     assert isinstance(opinion, Suspicion) and not opinion.weak
     assert screen(case(few, status_quo=0.5)).weak
-    assert isinstance(screen(case(many, status_quo=0.9)), RuledOut)
+    assert isinstance(screen(case(many, status_quo=0.72)), Suspicion), "what is left teaches half of it"
+    assert isinstance(screen(case(many, status_quo=0.96)), RuledOut)
+    assert isinstance(screen(case(few, status_quo=0.72)), RuledOut)
     assert isinstance(screen(case(found("audit.unreadable", "yes", worst=0.01), status_quo=0.5)), RuledOut)
+
+
+def test_a_rare_class_is_no_cause_where_the_labels_teach_enough() -> None:
+    screen, rare = BY_ID["class_imbalance"].screen, found("audit.imbalance", "yes")
+    assert isinstance(screen(case(rare, status_quo=0.66, bce_only=0.52)), Suspicion)
+    assert isinstance(screen(case(rare, status_quo=0.5)), Suspicion)
+    assert isinstance(screen(case(rare, status_quo=0.5, bce_only=0.9)), RuledOut)
+    assert isinstance(screen(case(rare, status_quo=0.9)), RuledOut)
+    assert isinstance(screen(case(found("audit.imbalance", "no"), status_quo=0.5, bce_only=0.5)), RuledOut)
 
 
 def test_too_little_data_needs_few_images_and_a_student_that_knows_only_them() -> None:

@@ -99,6 +99,12 @@ class Case:
         return arm is not None and arm.defined and arm.ci[0] > self.limits.baseline_auc
 
     @property
+    def status_quo_works_clearly(self) -> bool:
+        """Whether the status-quo student's AUC interval lies above `CLEARLY_WORKS`."""
+        arm = self.arms.get("status_quo")
+        return arm is not None and arm.defined and arm.ci[0] > CLEARLY_WORKS
+
+    @property
     def status_quo_collapsed(self) -> bool:
         """Whether the status-quo student gives every image the same score, or none that is finite."""
         arm = self.arms.get("status_quo")

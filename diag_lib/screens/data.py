@@ -26,9 +26,10 @@ def corrupt_images(case: Case) -> Suspicion | RuledOut | None:
         return None
     if found.answer != "yes" or found.severity != "error":
         return RuledOut(found.message)
-    if case.status_quo_learns:
+    few = found.data.get("worst", 1.0) < RUINOUS_SHARE
+    if case.status_quo_works_clearly or (few and case.status_quo_learns):
         return RuledOut(f"{found.message}, but the student learns from the others")
-    return Suspicion(found.message, (found.id,), weak=found.data.get("worst", 1.0) < RUINOUS_SHARE)
+    return Suspicion(found.message, (found.id,), weak=few)
 
 
 def leakage(case: Case) -> Suspicion | RuledOut | None:
@@ -193,11 +194,12 @@ def class_imbalance(case: Case) -> Suspicion | RuledOut | None:
     found = case.finding("audit.imbalance")
     if found is None:
         return None
-    if found.answer == "yes" and not case.status_quo_learns:
-        return Suspicion(found.message, (found.id,))
-    return RuledOut(
-        found.message if found.answer == "no" else f"{found.message}, but the student learns all the same"
-    )
+    if found.answer == "no":
+        return RuledOut(found.message)
+    # A teacher can carry the student a little way where labels of which one is hardly ever seen teach nothing.
+    if case.baseline_learns is True or (case.baseline_learns is None and case.status_quo_learns):
+        return RuledOut(f"{found.message}, but the student learns all the same")
+    return Suspicion(found.message, (found.id,))
 
 
 def no_signal(case: Case) -> Suspicion | RuledOut | None:
