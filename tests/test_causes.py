@@ -177,6 +177,11 @@ def test_no_signal_is_certain_only_when_no_way_of_training_helps() -> None:
     screen = BY_ID["no_signal"].screen
     assert not screen(case(*silent, found("baseline.learning_rate", "no"), bce_only=0.5)).weak
     assert screen(case(*silent, found("baseline.learning_rate", "undecided"), bce_only=0.5)).weak
+    for high, weak in ((0.64, True), (0.54, False)):
+        longer = found("baseline.undertrained", "undecided", after_ci=[0.46, high])
+        assert screen(case(*silent, longer, bce_only=0.5)).weak is weak, (
+            "what stays at a coin's is no way out"
+        )
     assert screen(case(*silent[:3], teacher(0.8, 0.9), bce_only=0.5)).weak
 
 
