@@ -297,7 +297,7 @@ def _judge(
         return Open(cause.id, suspicion.because, suspicion.needs) if suspicion.weak else name("established")
     if proof is None:
         return Open(cause.id, f"{suspicion.because}; its experiment was not run", suspicion.needs)
-    effect = _effect(cause, proof, p, case)
+    effect = _effect(cause, suspicion, proof, p, case)
     if effect == "shown":
         return name("likely" if suspicion.weak else "established")
     if effect == "absent":
@@ -326,13 +326,13 @@ def _kind(cause: Cause, suspicion: Suspicion, proof: Comparison | None) -> str:
     return "gain" if cause.proof == "direct" and proof is not None and not proof.direct else cause.proof
 
 
-def _effect(cause: Cause, proof: Comparison, p: float, case: Case) -> str:
+def _effect(cause: Cause, suspicion: Suspicion, proof: Comparison, p: float, case: Case) -> str:
     """`shown`, `absent` or `unclear`: what the experiment says, by its displayed interval and Holm's p."""
     falls = cause.proof == "inflation_removed"
     low, high = (-proof.ci[1], -proof.ci[0]) if falls else proof.ci
     delta = -proof.delta if falls else proof.delta
     learns = proof.before.auc.ci[0] > case.limits.baseline_auc
-    bar = HEALTHY_GAIN if cause.proof == "gain" and learns else 0.0
+    bar = HEALTHY_GAIN if cause.proof == "gain" and learns and not suspicion.seen else 0.0
     status_quo = case.arms.get("status_quo")
     elsewhere = cause.proof == "gain" and proof.before.arm != "status_quo" and case.status_quo_learns
     if elsewhere and status_quo is not None and proof.after.auc.value < status_quo.value + HEALTHY_GAIN:

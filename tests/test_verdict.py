@@ -65,6 +65,18 @@ def test_head_room_of_a_student_that_learns_is_no_illness() -> None:
     assert isinstance(found, verdict.NamedCause) and found.status == "established"
 
 
+def test_what_a_mistake_that_is_seen_costs_need_not_be_much() -> None:
+    """0-255 pixels are a mistake whatever the student makes of them; a gain must still be material and certain."""
+    cause = next(cause for cause in CAUSES if cause.id == "student_normalization")
+    for seen, delta, named in ((True, 0.04, True), (False, 0.04, False), (True, 0.01, False)):
+        suspicion = Suspicion("far from zero", (), seen=seen)
+        proof = moved(0.94, 0.94 + delta, half=0.015)
+        found = verdict._judge(
+            cause, suspicion, proof, 1e-6, Case(Settings(), {}, {"status_quo": auc_of(0.94)})
+        )
+        assert isinstance(found, verdict.NamedCause) is named
+
+
 def test_a_gain_that_another_seed_does_not_show_again_is_not_established() -> None:
     """The interval speaks of images; how much a training's luck matters only a second training tells."""
     first = moved(0.88, 0.99, half=0.02)

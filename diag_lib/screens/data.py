@@ -74,7 +74,7 @@ def student_normalization(case: Case) -> Suspicion | RuledOut | None:
     if found is None or found.answer == "undecided":
         return None
     if found.answer == "yes":
-        return Suspicion(found.message, (found.id, "distillation.status_quo"))
+        return Suspicion(found.message, (found.id, "distillation.status_quo"), seen=True)
     return RuledOut(f"the normalisation fits the pixels: {found.message}")
 
 
