@@ -187,7 +187,9 @@ def more_images(trials: Trials) -> Comparison | None:
     if before is None:
         return None
     small, own = before.auc, baseline.auc_on("B")
-    as_long = baseline.image_steps * MORE >= before.image_steps  # else it may just have been trained for longer
+    as_long = (
+        baseline.image_steps * MORE >= before.image_steps
+    )  # else it may just have been trained for longer
     if as_long and small.defined and own.defined and small.ci[0] > own.ci[1]:
         return None
     shown = [f"{sizes[0]} real and {sizes[1]} fake images" for sizes in (taken, held)]

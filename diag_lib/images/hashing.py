@@ -133,7 +133,9 @@ def _bucket_pairs(
 ) -> tuple[npt.NDArray[np.int64], int]:
     """Index pairs (m, 2) of equal values (of different sides, the first side first), and skipped buckets."""
     order = np.argsort(values, kind="stable")
-    _, starts, counts = np.unique(values[order], return_index=True, return_counts=True)
+    ordered = values[order]
+    starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(values)), bool), ordered[1:] != ordered[:-1]]))
+    counts = np.diff(np.append(starts, len(values)))
     large = counts > MAX_BUCKET
     length = np.repeat(np.where(large, 0, counts), counts)
     place = np.arange(len(values)) - np.repeat(starts, counts)

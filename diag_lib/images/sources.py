@@ -161,8 +161,9 @@ def _read_folders(root: Path, settings: Settings, notes: list[tuple[str, str]]) 
     folders = {part for parts, _ in files for part in parts[:-1]}
     splits = split_names(sorted(folders), settings)
     entries, without_split, without_class = [], 0, 0
+    places: dict[tuple[str, ...], _Place] = {}
     for parts, found in files:
-        place = _place(parts[:-1], splits)
+        place = places.get(parts[:-1]) or places.setdefault(parts[:-1], _place(parts[:-1], splits))
         if place.split is None or place.label is None:
             without_split += place.split is None
             without_class += place.label is None
