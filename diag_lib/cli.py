@@ -324,7 +324,7 @@ def _run(
     _allow_code(trust_code)
     from diag_lib.workbook.run import run_workbook
 
-    folder = RunFolder(out or default_out(settings))
+    folder = RunFolder(_named(out) or default_out(settings))
     code = run_workbook(settings, folder.root, steps=steps, fresh=fresh, fail_on=fail_on)
     _tell(folder, steps)
     return code
@@ -334,9 +334,16 @@ def _folder(settings: "Settings", out: Path | None) -> RunFolder:
     """The run folder of a command that trains without the workbook, made when missing."""
     from diag_lib.workbook.preflight import keep_out_of_dataset
 
-    folder = RunFolder(out or default_out(settings))
+    folder = RunFolder(_named(out) or default_out(settings))
     keep_out_of_dataset(settings, folder.root)
     return folder.create()
+
+
+def _named(out: Path | None) -> Path | None:
+    """The run folder as given. Raises `UserError` for an empty name, which would mean the current folder."""
+    if out == Path() and not Path("run.json").is_file():
+        raise UserError("--out is empty or the current folder, which holds no run; name a folder of its own")
+    return out
 
 
 def _tell(folder: RunFolder, steps: Sequence[str]) -> None:

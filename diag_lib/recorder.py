@@ -7,10 +7,9 @@ random numbers are, bit for bit, those of a training without it.
 import json
 import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +46,10 @@ FIRST = 10  # the first examined step, so that a short run has one too
 COLUMNS = {"loss": "train_loss", "distill": "train_distill_loss", "task": "train_task_loss"}
 SEEN = {"val_auc": "exact", "val_loss": "bce", "val_acc": "accuracy"}
 LOST = 64  # steps after which an examined gradient no longer belongs to the next update
+
+
+Scores: TypeAlias = Any
+"""Validation numbers: a tensor, an array, a list of numbers, or a list of batches of any of these."""
 
 
 class TrainingRecorder:
@@ -200,18 +203,19 @@ class TrainingRecorder:
         val_auc: float | None = None,
         val_loss: float | None = None,
         val_acc: float | None = None,
-        val_logits: Tensor | Sequence[Tensor] | None = None,
-        val_labels: Tensor | Sequence[Tensor] | None = None,
-        val_patches: Tensor | Sequence[Tensor] | None = None,
+        val_logits: Scores | None = None,
+        val_labels: Scores | None = None,
+        val_patches: Scores | None = None,
         evaluated: nn.Module | None = None,
         epoch: int | None = None,
     ) -> None:
         """One epoch, after its validation.
 
         Parameters: `val_auc`, `val_loss`, `val_acc` as your loop reports them; `val_logits` (n,) raw, `val_labels`
-        (n,) and `val_patches` (n, ...), or lists of batches of them, in the order in which the network gave them:
-        from these the exact AUC, and what your loop does not report, is computed. `evaluated`, the network that was
-        evaluated if it is another object than the trained one; `epoch`, its number if the loop does not count on.
+        (n,) and `val_patches` (n, ...), tensors, arrays or lists of batches of them, in the order in which the network
+        gave them: from these the exact AUC, and what your loop does not report, is computed. `evaluated`, the network
+        that was evaluated if it is another object than the trained one; `epoch`, its number if the loop does not count
+        on.
         """
         if self._file is None:
             return
@@ -220,8 +224,10 @@ class TrainingRecorder:
         record: dict[str, Any] = {"event": "epoch", "epoch": self._epochs, "stage": self._stage}
         for name, column in COLUMNS.items():
             record[column] = self._guarded("sums", self._mean, name)
-        record |= {"val_loss": plain(val_loss), "val_acc": plain(val_acc), "val_auc": plain(val_auc)}
-        record["reported"] = val_auc is not None
+        told = {"val_loss": val_loss, "val_acc": val_acc, "val_auc": val_auc}
+        for column, reported in told.items():
+            record[column] = self._guarded(column, plain, reported)
+        record["reported"] = record["val_auc"] is not None
         if val_logits is not None and val_labels is not None:
             record["seen"] = self._guarded("evaluation", self._scores, val_logits, val_labels, val_patches)
             for column, own in SEEN.items():
@@ -281,6 +287,14 @@ class TrainingRecorder:
                 )
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8", buffering=1)
+            if not _alone(self._file):
+                self._file.close()
+                self._file = None
+                told = (
+                    f"recorder {self.path.name}: another training is writing to it; nothing is recorded here"
+                )
+                warnings.warn(told, RuntimeWarning, stacklevel=3)
+                return
             if text and not text.endswith("\n"):
                 self._file.write("\n")
         except OSError as error:
@@ -312,7 +326,7 @@ class TrainingRecorder:
             self._off.add(what)
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             self._write({"event": "note", "where": what, "said": said, "step": self._steps})
-            warnings.warn(f"recorder: {what} are no longer recorded, {said}", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"recorder: no longer recorded: {what} ({said})", RuntimeWarning, stacklevel=4)
             return None
 
     # ---- a batch
@@ -418,10 +432,7 @@ class TrainingRecorder:
     # ---- an epoch
 
     def _scores(self, logits: Any, labels: Any, patches: Any) -> dict[str, Any]:
-        joined = [
-            None if part is None else part if isinstance(part, Tensor) else torch.cat(list(part))
-            for part in (logits, labels, patches)
-        ]
+        joined = [None if part is None else _joined(part) for part in (logits, labels, patches)]
         assert joined[0] is not None and joined[1] is not None
         return evaluation(joined[0], joined[1], joined[2])
 
@@ -494,3 +505,29 @@ class RecorderCallback:
         """Finish the file."""
         if self.recorder is not None:
             self.recorder.close()
+
+
+def _joined(part: Any) -> Tensor:
+    """One tensor of a tensor, an array, a list of numbers, or a list of batches of any of these."""
+    if isinstance(part, Tensor):
+        return part
+    if isinstance(part, (list, tuple)) and any(
+        isinstance(one, (list, tuple)) or getattr(one, "ndim", 0) for one in part
+    ):
+        return torch.cat([torch.as_tensor(one) for one in part])
+    return torch.as_tensor(part)
+
+
+def _alone(file: IO[str]) -> bool:
+    """Lock the file for this process until it is closed; True where the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

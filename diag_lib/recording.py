@@ -18,6 +18,8 @@ from diag_lib.roc import Auc, auc
 
 SCHEMA = "diag/recorder/1"
 FAMILY = "diag/recorder/"
+OWN = frozenset({"counts", "tensors", "differentiable", "norms"})  # keys that no other logger's events have
+HEAD, LOOK_AT = 200_000, 20  # characters and lines of a file in which a recording shows itself
 STEPS_AN_ENTRY = 10  # looks that stand for an epoch in a recording that ended before its first
 
 Event = dict[str, Any]
@@ -64,9 +66,14 @@ class Scores:
 
 
 def is_recording(text: str) -> bool:
-    """Whether the first line is a recorder's start (of any version)."""
-    first = text.lstrip("\ufeff \r\n").partition("\n")[0]
-    return FAMILY in first and '"event":"start"' in first
+    """Whether one of the first lines is a recorder's event (of any version)."""
+    lines = [line for line in text.lstrip("\ufeff \r\n")[:HEAD].splitlines() if line.strip()]
+    events = [event for line in lines[:LOOK_AT] if (event := _event(line)) is not None]
+    if text.lstrip("\ufeff \r\n").startswith("{") and FAMILY in text[:200]:
+        return True  # a start line longer than what is looked at
+    return any(
+        str(event.get("schema", "")).startswith(FAMILY) or not OWN.isdisjoint(event) for event in events
+    )
 
 
 def read_recording(text: str, source: str) -> Recording:
@@ -85,7 +92,16 @@ def read_recording(text: str, source: str) -> Recording:
     if schemas - {SCHEMA}:
         other = sorted(schemas - {SCHEMA})[0][:40]
         raise UserError(f"history {source}: is a recording of format {other}; this version reads {SCHEMA}")
-    notes = [f"{lost} line(s) are cut off and were left out"] if lost else []
+    notes = [f"{lost} line(s) are cut off or no events and were left out"] if lost else []
+    if not schemas:
+        notes.append("the line that starts a recording is missing: what it tells of the network is unknown")
+    epochs = _of(known, "epoch")
+    twice = len(epochs) - len(_last_of_each(epochs))
+    if twice:
+        notes.append(
+            f"{twice} epoch(s) are recorded more than once, the last counts: was it resumed, or are these "
+            "two trainings in one file?"
+        )
     notes += [f"{e.get('where')} could not be recorded ({e.get('said')})" for e in _of(known, "note")]
     notes += [f"the training stopped with {e.get('error')}" for e in _of(known, "stopped")]
     return Recording(

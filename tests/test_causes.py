@@ -63,11 +63,17 @@ def test_a_useless_teacher_is_told_from_unloaded_weights_from_inversion_and_from
     assert isinstance(screen(case(teacher(0.46, 0.53))), Suspicion)
     for look_alike in (
         case(teacher(0.46, 0.53), found("teacher.weights_loaded", "no")),
-        case(teacher(0.46, 0.53), found("teacher.preprocessing", "yes", after_ci=(0.7, 0.8))),
         case(teacher(0.20, 0.30)),
         case(teacher(0.80, 0.90)),
     ):
         assert isinstance(screen(look_alike), RuledOut)
+    better = found("teacher.preprocessing", "yes", after_ci=(0.7, 0.8))
+    assert (
+        screen(case(teacher(0.46, 0.53), better)).weak
+        and "teacher_preprocessing" in BY_ID["teacher_domain_shift"].yields_to
+    ), "the other input is tried first, and rules this out only where it helps the student"
+    turned = found("teacher.preprocessing", "yes", after_ci=(0.7, 0.8), flipped=True)
+    assert not screen(case(teacher(0.46, 0.53), turned)).weak
     hardly_better = found("teacher.preprocessing", "yes", after_ci=(0.5, 0.6))
     assert isinstance(screen(case(teacher(0.46, 0.53), hardly_better)), Suspicion)
 

@@ -96,6 +96,19 @@ class TestMistakes:
         assert cli.main(["run", "photos"]) == 2
         assert "diag run --set dataset.root=photos" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("command", [["run", "base"], ["train", "base"]])
+    def test_an_empty_out_is_not_the_current_folder(
+        self,
+        command: list[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert cli.main([*command, "--out", ""]) == 2
+        assert "--out is empty" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
     def test_an_unknown_arm_leaves_nothing_behind(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ):

@@ -18,6 +18,7 @@ from diag_lib.errors import UserError
 from diag_lib.evidence import FINDINGS
 from diag_lib.history import read_history
 from diag_lib.plots import symptoms as pictures
+from diag_lib.recorder import TrainingRecorder
 from diag_lib.recorder_signals import rank_auc
 from diag_lib.screens import Case, RuledOut, Suspicion
 from diag_lib.settings import Settings
@@ -322,6 +323,21 @@ def test_two_numbers_that_agree_are_not_enough(tmp_path):
 
 
 # ---- the step and the verdict
+
+
+def test_few_images_do_not_make_a_wrong_auc_right(tmp_path):
+    """Eight images rank at 0.81; a loop that reports 0.5 is not called right because chance could explain it."""
+    model = nn.Linear(2, 1)
+    logits, labels = (
+        torch.tensor([0.1, 0.2, 0.9, 0.3, 0.8, 0.5, 0.6, 0.4]),
+        torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]),
+    )
+    with TrainingRecorder(tmp_path / "r.jsonl", model, torch.optim.SGD(model.parameters(), 0.1)) as rec:
+        for _ in range(3):
+            rec.step(1.0)
+            rec.epoch(val_auc=0.5, val_logits=logits, val_labels=labels)
+    found = diagnose(tmp_path / "r.jsonl").evidence.finding("symptoms.evaluation")
+    assert found.answer == "undecided" and "too few" in found.message
 
 
 @pytest.mark.parametrize("cause", ["evaluation_bug", "frozen_parameters"])

@@ -342,7 +342,9 @@ def test_an_epoch_that_is_repeated_after_a_restart_counts_once(tmp_path):
             for number in numbers:
                 rec.step(float(10 * number + len(numbers)))
                 rec.epoch(epoch=number, val_auc=0.5 + number / 100)
-    assert read_history(tmp_path / "r.jsonl").values("val_auc").tolist() == [0.51, 0.52, 0.53, 0.54]
+    history = read_history(tmp_path / "r.jsonl")
+    assert history.values("val_auc").tolist() == [0.51, 0.52, 0.53, 0.54]
+    assert any("2 epoch(s) are recorded more than once" in note for note in history.notes)
 
 
 def test_a_recording_without_an_epoch_is_a_history_of_steps(tmp_path):
@@ -382,6 +384,64 @@ def test_a_measurement_that_fails_does_not_stop_the_training(tmp_path):
     history = read_history(tmp_path / "r.jsonl")
     assert history.known("train_loss") and len(history) == 4
     assert any("could not be recorded" in note for note in history.notes)
+
+
+@pytest.mark.parametrize("form", [np.float64, np.float16, list, torch.tensor])
+def test_validation_numbers_come_in_any_form(tmp_path, form):
+    logits, labels = [0.3, -1.5, 2.0, 0.1], [0, 0, 1, 1]
+    model = nn.Linear(2, 1)
+    with TrainingRecorder(tmp_path / "r.jsonl", model, torch.optim.SGD(model.parameters(), 0.1)) as rec:
+        rec.step(1.0)
+        whole = form(logits) if form in (list, torch.tensor) else np.array(logits, dtype=form)
+        rec.epoch(val_auc=0.5, val_logits=whole, val_labels=np.array(labels))
+        rec.step(1.0)
+        rec.epoch(val_auc=0.5, val_logits=[whole[:2], whole[2:]], val_labels=[labels[:2], labels[2:]])
+    for event in events(tmp_path / "r.jsonl", "epoch"):
+        assert event["seen"]["exact"] == pytest.approx(roc_auc_score(labels, logits))
+
+
+def test_a_reported_number_that_is_none_stops_nothing(tmp_path):
+    model = nn.Linear(2, 1)
+    with TrainingRecorder(tmp_path / "r.jsonl", model, torch.optim.SGD(model.parameters(), 0.1)) as rec:
+        rec.step(1.0)
+        with pytest.warns(RuntimeWarning, match="no longer recorded: val_auc"):
+            rec.epoch(val_auc="x", val_loss=0.5)
+    (event,) = events(tmp_path / "r.jsonl", "epoch")
+    assert event["val_auc"] is None and event["reported"] is False and event["val_loss"] == 0.5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such locks")
+def test_a_second_training_does_not_write_into_the_first_ones_file(tmp_path):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with TrainingRecorder(tmp_path / "r.jsonl", model, optimizer) as first:
+        with pytest.warns(RuntimeWarning, match="another training is writing"):
+            second = TrainingRecorder(tmp_path / "r.jsonl", model, optimizer)
+        second.step(9.0)
+        second.epoch(val_auc=0.9)
+        second.close()
+        first.step(1.0)
+        first.epoch(val_auc=0.5)
+    assert read_history(tmp_path / "r.jsonl").values("val_auc").tolist() == [0.5]
+    with TrainingRecorder(tmp_path / "r.jsonl", model, optimizer) as third:  # the lock is gone with the first
+        third.step(1.0)
+        third.epoch(val_auc=0.6)
+    assert len(read_history(tmp_path / "r.jsonl")) == 2
+
+
+def test_a_recording_is_known_by_what_stands_in_it(tmp_path):
+    train(tmp_path / "r.jsonl")
+    lines = (tmp_path / "r.jsonl").read_text().splitlines()
+    spaced = [json.dumps(json.loads(line)) for line in lines]  # written again by another tool
+    for name, kept in {"spaced": spaced, "headless": spaced[1:]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(kept) + "\n")
+        history = read_history(tmp_path / f"{name}.jsonl")
+        assert history.recording is not None and len(history.recording.epochs) == 4
+        assert any("starts a recording is missing" in note for note in history.notes) is (name == "headless")
+    other = [line.replace("diag/recorder/1", "diag/recorder/9") for line in spaced]
+    (tmp_path / "other.jsonl").write_text("\n".join(other) + "\n")
+    with pytest.raises(UserError, match="diag/recorder/9"):
+        read_history(tmp_path / "other.jsonl")
 
 
 def test_an_error_in_the_loop_is_noted_and_passed_on(tmp_path):

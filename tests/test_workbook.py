@@ -365,6 +365,18 @@ def test_export_and_compare_refuse_what_is_no_run(tmp_path):
         workbook.export_single_file(tmp_path / "empty", tmp_path / "x.html")
     with pytest.raises(UserError, match=r"\.html or \.zip"):
         workbook.export_single_file(_report(tmp_path).root, tmp_path / "x.pdf")
+    run = _report(tmp_path).root
+    before = (run / "index.html").read_bytes()
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (run / "settings.yaml").write_text(f"dataset: {{root: {tmp_path / 'data'}}}\n", encoding="utf-8")
+    for place, words in (
+        (run / "index.html", "inside the run folder"),
+        (tmp_path / "data" / "train" / "x.html", "inside the dataset"),
+        (tmp_path / "absent" / "x.html", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=words):
+            workbook.export_single_file(run, place)
+    assert (run / "index.html").read_bytes() == before and not (tmp_path / "absent").exists()
     with pytest.raises(UserError, match="no run folder"):
         workbook.compare([tmp_path / "empty", tmp_path / "empty"])
 
@@ -423,6 +435,10 @@ def test_nothing_is_written_into_the_dataset(tmp_path):
         workbook.run_workbook(config, inside, steps=["audit"])
     with pytest.raises(UserError, match="inside the dataset"):
         workbook.start("audit", str(config), str(inside), {})
+    assert not inside.exists()
+    cached = {"runtime.cache_dir": str(inside)}
+    with pytest.raises(UserError, match=r"cache .* inside the dataset.*runtime.cache_dir"):
+        workbook.start("audit", str(config), str(tmp_path / "run"), cached)
     assert not inside.exists()
 
 

@@ -121,7 +121,7 @@ def _rows(file: Path, needed: Sequence[str]) -> list[tuple[int, Row]]:
     """(row number, column -> cell) of a manifest or curation file; the header is row 1."""
     name = printable(file.name)
     parquet = file.suffix.lower() == ".parquet"
-    columns, cells = _parquet_cells(file, name) if parquet else _text_cells(file, name)
+    columns, cells = _parquet_cells(file, name) if parquet else _text_cells(file, name, needed)
     missing = [column for column in needed if column not in columns]
     if missing:
         found = ", ".join(printable(column)[:40] for column in columns if column) or "none"
@@ -138,7 +138,7 @@ def _rows(file: Path, needed: Sequence[str]) -> list[tuple[int, Row]]:
     return rows
 
 
-def _text_cells(file: Path, name: str) -> tuple[list[str], list[list[str]]]:
+def _text_cells(file: Path, name: str, needed: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Lower-case column names and the cells below them."""
     try:
         raw = file.read_bytes()
@@ -154,7 +154,8 @@ def _text_cells(file: Path, name: str) -> tuple[list[str], list[list[str]]]:
     except csv.Error as error:
         raise UserError(f"{name}: not readable as CSV ({error})") from None
     if not rows or not any(cell.strip() for cell in rows[0]):
-        raise UserError(f"{name}: empty; its first line names the columns, e.g. path,label,split,source")
+        example = "path,action,label" if "action" in needed else "path,label,split,source"
+        raise UserError(f"{name}: empty; its first line names the columns, e.g. {example}")
     return [cell.strip().lower() for cell in rows[0]], rows[1:]
 
 

@@ -80,16 +80,16 @@ def teacher_domain_shift(case: Case) -> Suspicion | RuledOut | None:
     evidence = ("teacher.auc", "teacher.weights_loaded", "teacher.preprocessing", "distillation.best_arm")
     if case.says("teacher.weights_loaded", "no"):
         return RuledOut("the teacher's weights were not loaded, so its knowledge was never asked")
-    if _worth_feeding_otherwise(case):
-        return RuledOut("with another preprocessing the teacher does know this data")
     if case.teacher_inverted:
         return RuledOut("the teacher separates the classes, the wrong way round")
     if case.teacher_useless is False:
         return RuledOut(f"teacher AUC {found.value:.2f} {interval_text(found.ci)} is above {low:.2f}")
     if case.teacher_useless:
-        return Suspicion(
-            f"teacher AUC {found.value:.2f} {interval_text(found.ci)} is below {low:.2f}", evidence
-        )
+        # Another input that helps is tried first. Turned round as well, it is chance's pick among many.
+        fed = case.finding("teacher.preprocessing")
+        otherwise = fed is not None and not fed.data.get("flipped", False) and _worth_feeding_otherwise(case)
+        because = f"teacher AUC {found.value:.2f} {interval_text(found.ci)} is below {low:.2f}"
+        return Suspicion(because, evidence, weak=otherwise)
     value = found.value if found.value is not None else 0.5
     truth = value if abs(value - low) > 0.01 else 0.5
     return Suspicion(

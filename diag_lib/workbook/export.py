@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEP_TITLES, STEPS, RunFolder
+from diag_lib.settings import load
 from diag_lib.workbook.render import environment, page_name, scrubber
 from diag_lib.workbook.state import RunState
 
@@ -34,6 +35,7 @@ def export_single_file(run: str | Path, out: str | Path, images: bool = True) ->
         raise UserError(f"{run}: holds no report (index.html); name a run folder, such as reports/demo")
     if out.suffix.lower() not in (".html", ".htm", ".zip"):
         raise UserError(f"{out}: the file to write must end in .html or .zip")
+    _refuse_place(folder, out)
     names = ["index.html", *(page_name(step) for step in STEPS if (folder.root / page_name(step)).is_file())]
     pages = {
         name: BeautifulSoup((folder.root / name).read_text(encoding="utf-8"), "html.parser") for name in names
@@ -48,6 +50,23 @@ def export_single_file(run: str | Path, out: str | Path, images: bool = True) ->
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another file") from None
     return out
+
+
+def _refuse_place(folder: RunFolder, out: Path) -> None:
+    """Raise `UserError` for a file inside the run folder or its dataset, or in a folder that does not exist."""
+    place = out.resolve()
+    if place.is_relative_to(folder.root.resolve()):
+        raise UserError(
+            f"{out}: lies inside the run folder, whose pages stay as they are; choose another file"
+        )
+    if not place.parent.is_dir():
+        raise UserError(f"{out}: its folder does not exist; make it first or choose another file")
+    try:
+        root = load(folder.root / "settings.yaml").dataset.root
+    except UserError:
+        return
+    if root.is_dir() and place.is_relative_to(root.resolve()):
+        raise UserError(f"{out}: lies inside the dataset, which is never written to; choose another file")
 
 
 def _without_images(page: BeautifulSoup) -> None:

@@ -27,13 +27,17 @@ def refuse_mistakes(settings: Settings, steps: Sequence[str], out: Path) -> None
 
 
 def keep_out_of_dataset(settings: Settings, out: Path) -> None:
-    """Raise `UserError` when the run folder lies inside the dataset, which is never written to."""
+    """Raise `UserError` when run folder or cache lie inside the dataset, which is never written to."""
     root = settings.dataset.root
-    if root.is_dir() and out.resolve().is_relative_to(root.resolve()):
-        raise UserError(
-            f"run folder {printable(str(out))} lies inside the dataset, which is never written to; "
-            "choose another --out (run_dir)"
-        )
+    if not root.is_dir():
+        return
+    cache = settings.runtime.cache_dir
+    for what, place, key in (("run folder", out, "--out (run_dir)"), ("cache", cache, "runtime.cache_dir")):
+        if place is not None and place.resolve().is_relative_to(root.resolve()):
+            raise UserError(
+                f"{what} {printable(str(place))} lies inside the dataset, which is never written to; "
+                f"choose another {key}"
+            )
 
 
 def _refuse_networks(settings: Settings, *, teacher: bool, student: bool) -> None:
