@@ -96,7 +96,7 @@ class TestMistakes:
         assert cli.main(["run", "photos"]) == 2
         assert "diag run --set dataset.root=photos" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("command", [["run", "base"], ["train", "base"]])
+    @pytest.mark.parametrize("command", [["run", "base"], ["train", "base", "--arm", "status_quo"]])
     def test_an_empty_out_is_not_the_current_folder(
         self,
         command: list[str],
