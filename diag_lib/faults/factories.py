@@ -13,8 +13,9 @@ from diag_lib.models import Geometry, PatchModel, batch_norms, build
 
 PREPROCESS = "right_diag"
 STILL = 1e-6  # a momentum with which running statistics stay where they are
+TINY = 1e-6
 FAR_OFF = 10.0  # a running mean that no activation comes near
-KNOWN = 0.6  # how much of the good teacher is left in the weak one: its AUC is about .6 then
+KNOWN = 0.35  # how much of the good teacher is left in the weak one: its AUC is about .6 then
 
 
 def _good_teacher() -> PatchModel:
@@ -42,13 +43,17 @@ class _Around(nn.Module):
 
 
 class _Sum(_Around):
-    """`KNOWN` times one network's patch logits and those of another."""
+    """`KNOWN` times one network's patch logits and those of another.
+
+    Both see images of one contrast, so that no other scale of the input lets one of them speak louder.
+    """
 
     def __init__(self, net: PatchModel, other: PatchModel) -> None:
         super().__init__(net)
         self.other = other
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x / x.std((1, 2, 3), keepdim=True).clamp_min(TINY)
         known, stranger = self.net(x), self.other(x)
         return torch.add(stranger, known, alpha=KNOWN)
 
