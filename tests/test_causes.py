@@ -85,6 +85,16 @@ def test_a_teacher_that_another_preprocessing_turns_round_is_not_called_inverted
     assert isinstance(BY_ID["teacher_preprocessing"].screen(case(teacher(0.2, 0.3), turned)), Suspicion)
 
 
+def test_a_resize_that_harms_both_networks_is_not_the_teachers_preprocessing() -> None:
+    screen = BY_ID["teacher_preprocessing"].screen
+    cropped = found(
+        "teacher.preprocessing", "yes", after_ci=(0.8, 0.9), settings={"dataset": {"resize": "crop"}}
+    )
+    assert isinstance(screen(case(cropped)), Suspicion)
+    assert isinstance(screen(case(cropped, found("baseline.resize", "no"))), Suspicion)
+    assert isinstance(screen(case(cropped, found("baseline.resize", "yes"))), RuledOut)
+
+
 def test_an_undecided_teacher_says_how_many_images_would_decide() -> None:
     opinion = BY_ID["teacher_domain_shift"].screen(case(teacher(0.42, 0.58)))
     assert isinstance(opinion, Suspicion) and opinion.weak

@@ -46,6 +46,9 @@ def teacher_preprocessing(case: Case) -> Suspicion | RuledOut | None:
         return RuledOut(found.message)
     if found.answer == "yes" and not _worth_feeding_otherwise(case):
         return RuledOut(f"{found.message} Even so it would know too little to teach")
+    only_resized = found.data.get("settings") in ({"dataset": {"resize": "crop"}}, {"dataset.resize": "crop"})
+    if only_resized and case.says("baseline.resize", "yes"):
+        return RuledOut("native pixels serve the student as well as the teacher: it is the resizing")
     # A few enormous patches spoil the image logits; whatever damps them looks like the right preprocessing.
     outliers = case.says("logits.heavy_tail", "yes") and not case.says("teacher.bn_fingerprint", "yes")
     weak = found.answer == "undecided" or outliers
