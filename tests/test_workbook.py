@@ -370,7 +370,7 @@ def test_export_and_compare_refuse_what_is_no_run(tmp_path):
     (tmp_path / "data" / "train").mkdir(parents=True)
     (run / "settings.yaml").write_text(f"dataset: {{root: {tmp_path / 'data'}}}\n", encoding="utf-8")
     for place, words in (
-        (run / "index.html", "inside the run folder"),
+        (run / "index.html", "a page of the run itself"),
         (tmp_path / "data" / "train" / "x.html", "inside the dataset"),
         (tmp_path / "absent" / "x.html", "does not exist"),
     ):

@@ -53,12 +53,11 @@ def export_single_file(run: str | Path, out: str | Path, images: bool = True) ->
 
 
 def _refuse_place(folder: RunFolder, out: Path) -> None:
-    """Raise `UserError` for a file inside the run folder or its dataset, or in a folder that does not exist."""
+    """Raise `UserError` for a page of the run itself, a file in its dataset, or a folder that does not exist."""
     place = out.resolve()
-    if place.is_relative_to(folder.root.resolve()):
-        raise UserError(
-            f"{out}: lies inside the run folder, whose pages stay as they are; choose another file"
-        )
+    own = ("index.html", *map(page_name, STEPS))
+    if place in [(folder.root / name).resolve() for name in own]:
+        raise UserError(f"{out}: is a page of the run itself, which stays as it is; choose another file")
     if not place.parent.is_dir():
         raise UserError(f"{out}: its folder does not exist; make it first or choose another file")
     try:
