@@ -20,7 +20,6 @@ from diag_lib.causes import CAUSES, HEALTHY_GAIN, Cause, Fix, Status
 from diag_lib.evidence import STEPS, Answer, Evidence, Finding, RunFolder, plain
 from diag_lib.experiments import Comparison, Trials, dotted, experiment
 from diag_lib.images import read_table
-from diag_lib.probes.conditional import FEW_STEPS
 from diag_lib.probes.labels import doubtful
 from diag_lib.screens import MATERIAL_GAIN, Case, RuledOut, Suspicion
 from diag_lib.settings import Settings
@@ -32,6 +31,8 @@ INFLATION = frozenset(cause.id for cause in CAUSES if cause.proof == "inflation_
 RIVALS = frozenset(cause.id for cause in CAUSES if cause.rival)
 CLEARLY_LESS = 0.03
 """AUC by which one intervention must fall short of another to be no explanation beside it."""
+FEW_STEPS = 100
+"""Optimisation steps below which no schedule has been tried: Adam moves a weight by at most its rate a step."""
 DOUBTFUL = "artifacts/doubtful_labels.csv"
 GAIN_GROUPS = ("optimisation", "model", "loss")
 """Groups whose proofs are gains that mean nothing while the AUC is inflated."""
@@ -208,12 +209,11 @@ def _confirmed(cause: Cause, proof: Comparison | None, trials: Trials) -> Compar
     The fix is applied to the user's own training there. A fix that is no setting cannot be tried again so.
     """
     patch = cause.fix(trials.case).settings
-    promising = (
-        proof is not None and proof.p < SIGNIFICANCE and proof.confirmation is None and not proof.direct
-    )
-    if not (promising and patch and cause.proof == "gain" and trials.case.status_quo_learns):
+    if proof is None or proof.direct or proof.confirmation is not None:
         return proof
-    assert proof is not None
+    gained = proof.p < SIGNIFICANCE and proof.delta > 0
+    if not (gained and patch and cause.proof == "gain" and trials.case.status_quo_learns):
+        return proof
     return replace(proof, confirmation=trials.again(cause.id, patch))
 
 

@@ -23,7 +23,6 @@ USEFUL_AUC = 0.80
 """Whose interval does not lie above this knows too little about the label to suspect single images."""
 
 FILE = "label_issues.parquet"
-COLUMNS = ["path", "split", "label", "source", "judges", "probability_of_label"]
 PICTURE = "picture statistics"
 
 
@@ -41,7 +40,7 @@ def check(case: Case) -> Part:
     given = [_of_judge(case, judge) for judge in held_out.judges(case.run)]
     opinions = [opinion for opinion in (*given, _of_pictures(case)) if opinion is not None]
     useful = [opinion for opinion in opinions if opinion.measured.ci[0] >= USEFUL_AUC]
-    table = _together(useful)
+    table = held_out.together([o.suspects for o in useful], ["path", "split", "label", "source"])
     write_parquet(table, case.run.artifact(FILE))
     numbers: dict[str, float | int | str | None] = {"n_label_suspects": len(table)}
     numbers |= {f"auc_{o.judge}": o.measured.value for o in opinions}
@@ -84,21 +83,6 @@ def _opinion(
     own = np.where(labels == 1, fake, 1 - fake)[chosen]
     rows = frame.iloc[chosen][["path", "split", "label", "source"]]
     return Opinion(name, measured, rows.assign(judges=name, probability_of_label=own).reset_index(drop=True))
-
-
-def _together(opinions: list[Opinion]) -> pd.DataFrame:
-    """One row a suspect: who suspects it, and the mean probability that its label is right."""
-    parts = [opinion.suspects for opinion in opinions if len(opinion.suspects)]
-    if not parts:
-        return pd.DataFrame(columns=COLUMNS)
-    rows = pd.concat(parts, ignore_index=True)
-    table = rows.groupby(["path", "split", "label", "source"], sort=False, as_index=False).agg(
-        judges=("judges", ", ".join),
-        n=("judges", "size"),
-        probability_of_label=("probability_of_label", "mean"),
-    )
-    table = table.sort_values(["n", "probability_of_label", "path"], ascending=[False, True, True])
-    return table[COLUMNS].reset_index(drop=True)
 
 
 def _finding(case: Case, opinions: list[Opinion], useful: list[Opinion], table: pd.DataFrame) -> Finding:

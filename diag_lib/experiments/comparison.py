@@ -5,10 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from diag_lib.probes.compare import paired
-from diag_lib.statistics import (
-    Auc,
-    AucDifference,
-)
+from diag_lib.statistics import Auc, AucDifference
 
 SIGNIFICANT = 0.05
 
@@ -69,6 +66,7 @@ def compare(what: str, before: str, left: pd.DataFrame, after: str, right: pd.Da
 
 
 def from_difference(what: str, before: str, after: str, difference: AucDifference) -> Comparison:
+    """The comparison of two sides by name, from the difference of their AUCs."""
     return Comparison(
         what,
         Measured(before, difference.before),

@@ -19,7 +19,7 @@ from diag_lib.faults.weights import Change
 
 DISTILLATION = "training.distillation."
 LEARNED: Overrides = {"training.lr_s1": 1e-2, "training.lr_s2": 1e-2}
-"""Five times the demo's rate, at which students of all starts have learned after twelve epochs (AUC above .95)."""
+"""Five times the demo's rate: seven kinds that reached AUC .66 to .96 at the demo's reached .97 at least (seed 11)."""
 
 
 def _one_to_four(rare: str) -> Alter:

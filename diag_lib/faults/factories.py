@@ -13,7 +13,7 @@ from diag_lib.models import Geometry, PatchModel, batch_norms, build
 
 PREPROCESS = "right_diag"
 STILL = 1e-6  # a momentum with which running statistics stay where they are
-TINY = 1e-6
+TINY = 1e-6  # no image's contrast is smaller
 FAR_OFF = 10.0  # a running mean that no activation comes near
 KNOWN = 0.35  # how much of the good teacher is left in the weak one: its AUC is about .6 then
 

@@ -25,8 +25,6 @@ BCE_ONLY, STATUS_QUO = "bce_only", "status_quo"
 CLEARLY_WORKS = 0.90  # an AUC interval above it leaves no question that a training run could answer
 RATE_FACTORS = {"bce_lr_x0.1": 0.1, "bce_lr_x10": 10.0}
 LONGER = 4
-FEW_STEPS = 100
-"""Optimisation steps below which no schedule has been tried: Adam moves a weight by at most its rate a step."""
 MANY_STEPS = 400
 """Steps from which a schedule is not called short while a higher learning rate is all that it lacks."""
 MANY_PIXELS = 1.25  # images this many times larger than image_size lose something when they are squashed

@@ -4,6 +4,7 @@ Confident learning (Northcutt, Jiang and Chuang 2021, by cleanlab) on held-out s
 students that earlier steps of this run have trained. Their files are read from the run folder; nothing is trained.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -99,19 +100,25 @@ def doubtful(run: RunFolder, frame: pd.DataFrame, seed: int) -> pd.DataFrame:
         chosen = issues(labels, fake)
         rows = known.iloc[chosen][["path", "split", "label"]]
         parts.append(rows.assign(judges=judge.name, probability_of_label=own[chosen]))
-    if not parts:
-        return pd.DataFrame(columns=["path", "split", "label", "judges", "probability_of_label"])
-    table = (
-        pd.concat(parts)
-        .groupby(["path", "split", "label"], sort=False, as_index=False)
-        .agg(
-            judges=("judges", ", ".join),
-            n=("judges", "size"),
-            probability_of_label=("probability_of_label", "mean"),
-        )
+    return together(parts, ["path", "split", "label"])
+
+
+def together(parts: Sequence[pd.DataFrame], image: list[str]) -> pd.DataFrame:
+    """The suspects of several judges, a row an image (columns `image`, the path among them), judges and probability.
+
+    parts : columns `image`, judges, probability_of_label. Those that more judges contradict come first.
+    """
+    columns = [*image, "judges", "probability_of_label"]
+    if not any(len(part) for part in parts):
+        return pd.DataFrame(columns=columns)
+    rows = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    table = rows.groupby(image, sort=False, as_index=False).agg(
+        judges=("judges", ", ".join),
+        n=("judges", "size"),
+        probability_of_label=("probability_of_label", "mean"),
     )
     table = table.sort_values(["n", "probability_of_label", "path"], ascending=[False, True, True])
-    return table.drop(columns="n").reset_index(drop=True)
+    return table[columns].reset_index(drop=True)
 
 
 def probability_of_fake(scores: Floats, labels: Ints, seed: int) -> Floats:
