@@ -16,7 +16,8 @@ from diag_lib.evidence import RunFolder
 from diag_lib.images import read_table
 from diag_lib.probes import labels as held_out
 from diag_lib.settings import load
-from diag_lib.verdict import NamedCause, _with_labels_listed
+from diag_lib.verdict import NamedCause
+from diag_lib.verdict.step import with_labels_listed
 
 
 def scores_of(frame: pd.DataFrame, wrong: set[str], sign: float = 1.0) -> pd.DataFrame:
@@ -148,10 +149,10 @@ def test_the_verdict_lists_doubtful_train_labels_by_all_judges_that_there_are(
     frame = read_table(settings).frame
     noise = NamedCause("label_noise", "established", "", "", (), Fix("Correct them."), "direct", None, (), "")
     other = replace(noise, id="leakage")
-    assert _with_labels_listed((noise,), settings, run) == (noise,), "nobody has judged yet"
+    assert with_labels_listed((noise,), settings, run) == (noise,), "nobody has judged yet"
     wrong = set(frame.loc[frame["split"] == "train", "path"].sample(10, random_state=1))
     scores_of(frame, wrong).to_parquet(run.artifact("teacher_scores.parquet"))
-    told, kept = _with_labels_listed((noise, other), settings, run)
+    told, kept = with_labels_listed((noise, other), settings, run)
     assert "labels that teacher contradict" in told.fix.actions[0] and kept == other
     table = pd.read_csv(run.root / "artifacts" / "doubtful_labels.csv")
     assert len(wrong & set(table["path"])) >= max(5, 0.6 * len(table)) and set(table["split"]) == {"train"}

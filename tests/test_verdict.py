@@ -35,7 +35,7 @@ def judged(
     suspicion = Suspicion(
         "the teacher is useless", ("teacher.auc",), weak, {"n_val_per_class": 412} if weak else {}
     )
-    return verdict._judge(cause, suspicion, proof, p, Case(Settings(), {}, {}))  # type: ignore[arg-type]
+    return verdict.judge(cause, suspicion, proof, p, Case(Settings(), {}, {}))  # type: ignore[arg-type]
 
 
 def test_established_needs_strong_evidence_and_a_shown_effect() -> None:
@@ -71,7 +71,7 @@ def test_what_a_mistake_that_is_seen_costs_need_not_be_much() -> None:
     for seen, delta, named in ((True, 0.04, True), (False, 0.04, False), (True, 0.01, False)):
         suspicion = Suspicion("far from zero", (), seen=seen)
         proof = moved(0.94, 0.94 + delta, half=0.015)
-        found = verdict._judge(
+        found = verdict.judge(
             cause, suspicion, proof, 1e-6, Case(Settings(), {}, {"status_quo": auc_of(0.94)})
         )
         assert isinstance(found, verdict.NamedCause) is named
@@ -94,7 +94,7 @@ def test_a_repaired_teacher_that_falls_far_short_of_the_labels_alone_is_not_the_
     proof = moved(0.59, 0.67, half=0.02)
     for labels, named in ((0.95, False), (0.68, True)):
         case = Case(Settings(), {}, {"bce_only": auc_of(labels), "status_quo": auc_of(0.59)})
-        found = verdict._judge(cause, Suspicion("another input", ()), proof, 1e-6, case)
+        found = verdict.judge(cause, Suspicion("another input", ()), proof, 1e-6, case)
         assert isinstance(found, verdict.NamedCause) is named
 
 
@@ -225,7 +225,7 @@ def test_of_causes_that_all_gain_the_one_that_brings_most_is_named(epochs, found
     settings = Settings().with_overrides({"training.epochs_s1": 0, "training.epochs_s2": epochs})
     counts = Finding("audit.imbalance", "ok", "no", "balanced", n=800)
     case = Case(settings, {"audit": Evidence("audit", [counts])}, {})
-    judged = verdict._strongest_rival([_rival(name, after) for name, after in found.items()], case)
+    judged = verdict.strongest_rival([_rival(name, after) for name, after in found.items()], case)
     left = [item for item in judged if isinstance(item, verdict.NamedCause)]
     assert [item.id for item in left] == [named]
     assert left[0].equivalent == equivalent
@@ -239,6 +239,6 @@ def test_what_helps_another_training_is_no_cause_where_the_users_own_learns() ->
     proof = Comparison("another learning rate", *sides, 0.31, (0.27, 0.35), 1e-30)
     for status_quo, named in ((0.97, False), (0.55, True)):
         case = Case(Settings(), {}, {"status_quo": auc_of(status_quo), "bce_only": auc_of(0.65)})
-        judged = verdict._judge(rate, Suspicion("it may be", ()), proof, 1e-30, case)
+        judged = verdict.judge(rate, Suspicion("it may be", ()), proof, 1e-30, case)
         assert isinstance(judged, verdict.NamedCause) == named
         assert named or "your own training reaches AUC 0.97" in judged.because

@@ -9,11 +9,15 @@ file, below the run folder and train on that.
 from collections.abc import Callable
 
 from diag_lib.experiments import on_data, on_training
-from diag_lib.experiments.comparison import Comparison, Measured, compare, half_b
-from diag_lib.experiments.trials import Trials, dotted, nested
+from diag_lib.experiments.comparison import SIGNIFICANT, Comparison, Measured, compare, half_b
+from diag_lib.experiments.on_data import leaked_paths, write_curation
+from diag_lib.experiments.trials import BCE_ONLY, STATUS_QUO, Trials, dotted, nested
 
 __all__ = [
+    "BCE_ONLY",
     "EXPERIMENTS",
+    "SIGNIFICANT",
+    "STATUS_QUO",
     "Comparison",
     "Measured",
     "Trials",
@@ -21,7 +25,9 @@ __all__ = [
     "dotted",
     "experiment",
     "half_b",
+    "leaked_paths",
     "nested",
+    "write_curation",
 ]
 
 EXPERIMENTS: dict[str, Callable[[Trials], Comparison | None]] = {

@@ -39,7 +39,7 @@ def without_leaks(trials: Trials) -> Comparison | None:
     The sets are nested, so that the interval comes from a bootstrap over images.
     """
     arm = trials.flattered()
-    leaked = leaked_paths(trials.run)
+    leaked = leaked_paths(trials.source)
     if arm is None or not leaked:
         return None
     scores = arm.val_scores
@@ -133,7 +133,7 @@ def teacher_on_train(trials: Trials) -> Comparison | None:
         return trained_on_val(trials)
     if val.ci[0] <= trials.settings.thresholds.teacher_auc_good:
         return trained_on_val(trials)
-    scores = pd.read_parquet(trials.run.artifact("teacher_scores.parquet"))
+    scores = pd.read_parquet(trials.source.artifact("teacher_scores.parquet"))
     before, after = (
         auc(part["label"].to_numpy(), part["score"].to_numpy(), nan="undefined")
         for part in (scores[scores["split"] == "train"], scores[scores["split"] == "val"])
@@ -166,7 +166,7 @@ def more_images(trials: Trials) -> Comparison | None:
     is not the number of images that fails.
     """
     (baseline,) = trials.arms(BCE_ONLY)
-    after = training.load_arm(RunFolder(trials.run.artifact(VAL_HALVES)), BCE_ONLY)
+    after = training.load_arm(RunFolder(trials.source.artifact(VAL_HALVES)), BCE_ONLY)
     if baseline is None or after is None:
         return None
     table = images.read_table(trials.settings).frame
@@ -201,7 +201,7 @@ def more_images(trials: Trials) -> Comparison | None:
 def trained_on_val(trials: Trials) -> Comparison | None:
     """BCE only trained on train against BCE only trained on half A of val; both judged on half B."""
     (before,) = trials.arms(BCE_ONLY)
-    probe = RunFolder(trials.run.artifact(VAL_HALVES))
+    probe = RunFolder(trials.source.artifact(VAL_HALVES))
     after = training.load_arm(probe, BCE_ONLY)
     if before is None or after is None:
         return None

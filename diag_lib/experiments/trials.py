@@ -48,10 +48,17 @@ class Trials:
     """A run's settings, evidence and trained arms, and the means to train more under changed settings."""
 
     def __init__(
-        self, settings: Settings, run: RunFolder, evidence: Mapping[str, Evidence], *, progress: bool = True
+        self,
+        settings: Settings,
+        run: RunFolder,
+        evidence: Mapping[str, Evidence],
+        *,
+        source: RunFolder | None = None,
+        progress: bool = True,
     ) -> None:
         self.settings = settings
         self.run = run
+        self.source = source or run  # holds what the steps measured
         self.progress = progress
         self.results: dict[str, ArmResult] = {}
         self.not_run: list[str] = []
@@ -72,6 +79,28 @@ class Trials:
         return retrain.variant(
             self.settings, self.run, name, overrides, arm=arm, below="experiments", progress=self.progress
         )
+
+    def world(self, changes: Mapping[str, Any], *ids: str) -> "Trials":
+        """The same evidence where the settings are changed, with arms trained there, below `artifacts/experiments`."""
+        cache = self.settings.runtime.cache_dir or self.run.default_cache
+        changed = self.settings.with_overrides({"runtime.cache_dir": str(cache), **changes})
+        name = f"experiments/repaired-{changed.digest()[:8]}/settings.yaml"
+        folder = RunFolder(self.run.artifact(name).parent).create()
+        folder.write_text("settings.yaml", changed.to_yaml())
+        training.train_arms(changed, folder, ids, progress=self.progress)
+        return Trials(changed, folder, self.case.evidence, source=self.source, progress=self.progress)
+
+    def repaired(self, name: str, patch: Mapping[str, Any]) -> Comparison | None:
+        """The status quo against itself with a settings patch on half B, confirmed on a new seed when it gains."""
+        (before,) = self.arms(STATUS_QUO)
+        after = self.variant(name, dotted(patch))
+        if before is None or after is None:
+            return None
+        sides = half_b(before.val_scores), f"{STATUS_QUO} repaired", half_b(after.val_scores)
+        first = compare("this repair", STATUS_QUO, *sides)
+        if first is None or first.p >= SIGNIFICANT or first.delta <= 0:
+            return first
+        return replace(first, confirmation=self.again(name, patch))
 
     def instead(self, arm: str) -> Comparison | None:
         """The status quo against another arm on half B, confirmed on a new seed when it differs."""

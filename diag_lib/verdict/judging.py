@@ -1,0 +1,165 @@
+"""What do evidence and experiment say together about one suspected cause, and which of several is it?"""
+
+import math
+from dataclasses import replace
+
+from diag_lib.causes import CAUSES, HEALTHY_GAIN, Cause, Status
+from diag_lib.experiments import SIGNIFICANT, Comparison
+from diag_lib.screens import MATERIAL_GAIN, Case, RuledOut, Suspicion
+from diag_lib.statistics import holm, n_for_gain
+from diag_lib.verdict.result import NamedCause, Open
+from diag_lib.verdict.words import reached_text
+
+RIVALS = frozenset(cause.id for cause in CAUSES if cause.rival)
+CLEARLY_LESS = 0.03
+"""AUC by which one intervention must fall short of another to be no explanation beside it."""
+FEW_STEPS = 100
+"""Optimisation steps below which no schedule has been tried: Adam moves a weight by at most its rate a step."""
+
+
+Trial = tuple[Cause, Suspicion, Comparison | None]
+"""A suspected cause and what its experiment showed."""
+
+
+def judge_all(tried: list[Trial], case: Case) -> list[NamedCause | Open | RuledOut]:
+    """Every trial judged, with Holm's correction over all experiments that were made."""
+    p = holm({cause.id: proof.p for cause, _, proof in tried if proof is not None})
+    return [judge(cause, suspicion, proof, p.get(cause.id, 1.0), case) for cause, suspicion, proof in tried]
+
+
+def strongest_rival(
+    judged: list[NamedCause | Open | RuledOut], case: Case
+) -> list[NamedCause | Open | RuledOut]:
+    """Of the causes that make a student learn worse keep the one whose removal brings most.
+
+    Another learning rate, a longer schedule or a gentler teacher softens many a failure. One whose AUC stays
+    `CLEARLY_LESS` below the best is ruled out; one that is about as good is named as equivalent. After a handful of
+    steps, though, everything that speeds the training helps: then it is too short.
+    """
+    rivals = [
+        found for found in judged if isinstance(found, NamedCause) and found.id in RIVALS and found.proof
+    ]
+    if len(rivals) < 2:
+        return judged
+    reached = {found.id: found.proof.after.auc.value for found in rivals if found.proof}
+    hurried = "undertrained" if "undertrained" in reached and _few_steps(case) else None
+    top = reached[hurried] if hurried else max(reached.values())
+    level = [found for found in rivals if abs(reached[found.id] - top) < CLEARLY_LESS]
+    best = min(level, key=lambda found: (found.id != hurried, found.status != "established"))
+    told = "The interventions bring the same; apply one, run again, and see whether the other still helps."
+    others = tuple(found.id for found in level if found is not best)
+
+    def keep(found: NamedCause | Open | RuledOut) -> NamedCause | Open | RuledOut:
+        if found is best and others:
+            return replace(
+                best, equivalent=(*best.equivalent, *others), told_apart_by=best.told_apart_by or told
+            )
+        if isinstance(found, NamedCause) and found in rivals and found is not best:
+            return RuledOut(
+                f"{found.because}; but {best.id} explains it: "
+                f"AUC {reached[best.id]:.2f} against {reached[found.id]:.2f}"
+            )
+        return found
+
+    return [keep(found) for found in judged]
+
+
+def _few_steps(case: Case) -> bool:
+    t, counts = case.settings.training, case.finding("audit.imbalance")
+    n_train = counts.n if counts is not None and counts.n else 0
+    return 0 < math.ceil(n_train / t.batch_size) * (t.epochs_s1 + t.epochs_s2) < FEW_STEPS
+
+
+def established(judged: list[NamedCause | Open | RuledOut]) -> list[str]:
+    return [found.id for found in judged if isinstance(found, NamedCause) and found.status == "established"]
+
+
+def judge(
+    cause: Cause, suspicion: Suspicion, proof: Comparison | None, p: float, case: Case
+) -> NamedCause | Open | RuledOut:
+    """Evidence and experiment together: established, likely, possible, open or ruled out."""
+
+    def name(status: Status) -> NamedCause:
+        return NamedCause(
+            cause.id,
+            status,
+            cause.sentence,
+            suspicion.because,
+            tuple(finding_id for finding_id in suspicion.evidence if case.finding(finding_id)),
+            cause.fix(case),
+            _kind(cause, suspicion, proof),
+            proof,
+            cause.equivalent,
+            cause.told_apart_by,
+        )
+
+    if cause.experiment is None or suspicion.direct:
+        return Open(cause.id, suspicion.because, suspicion.needs) if suspicion.weak else name("established")
+    if proof is None:
+        return Open(cause.id, f"{suspicion.because}; its experiment was not run", suspicion.needs)
+    effect = _effect(cause, suspicion, proof, p, case)
+    if effect == "shown":
+        return name("likely" if suspicion.weak else "established")
+    if effect == "absent":
+        learns = f"; your own training reaches {reached_text(case.arms.get('status_quo'))}"
+        return RuledOut(
+            f"{suspicion.because}; but {proof.in_full()}{learns if case.status_quo_learns else ''}"
+        )
+    cured = cause.proof != "gain" or proof.after.auc.value > case.limits.baseline_auc
+    promising = (
+        cured
+        and not _falls_short(cause, proof, case)
+        and proof.p < SIGNIFICANT
+        and abs(proof.delta) >= MATERIAL_GAIN
+    )
+    if suspicion.weak or case.status_quo_learns or not promising:
+        return Open(
+            cause.id, f"{suspicion.because}; {proof.in_full()}", {**_images_for(proof), **suspicion.needs}
+        )
+    return name("likely")
+
+
+def _kind(cause: Cause, suspicion: Suspicion, proof: Comparison | None) -> str:
+    """The kind of proof that there is: a recording shows directly what else an experiment has to."""
+    if suspicion.direct:
+        return "direct"
+    return "gain" if cause.proof == "direct" and proof is not None and not proof.direct else cause.proof
+
+
+def _effect(cause: Cause, suspicion: Suspicion, proof: Comparison, p: float, case: Case) -> str:
+    """`shown`, `absent` or `unclear`: what the experiment says, by its displayed interval and Holm's p."""
+    falls = cause.proof == "inflation_removed"
+    low, high = (-proof.ci[1], -proof.ci[0]) if falls else proof.ci
+    delta = -proof.delta if falls else proof.delta
+    learns = proof.before.auc.ci[0] > case.limits.baseline_auc
+    bar = HEALTHY_GAIN if cause.proof == "gain" and learns and not suspicion.seen else 0.0
+    status_quo = case.arms.get("status_quo")
+    elsewhere = cause.proof == "gain" and proof.before.arm != "status_quo" and case.status_quo_learns
+    if elsewhere and status_quo is not None and proof.after.auc.value < status_quo.value + HEALTHY_GAIN:
+        return "absent"  # what another training gains explains nothing that the user's own does not lack
+    # A gain that stays below `baseline_auc` has only moved towards a coin; it repairs nothing.
+    cured = cause.proof != "gain" or proof.after.auc.ci[0] > case.limits.baseline_auc
+    cured = cured and not _falls_short(cause, proof, case)
+    if low > bar and delta >= MATERIAL_GAIN and p < SIGNIFICANT:
+        return "shown" if cured and _again(proof, bar) else "unclear"
+    return "absent" if high < MATERIAL_GAIN or (low > 0 and bar > 0) else "unclear"
+
+
+def _falls_short(cause: Cause, proof: Comparison, case: Case) -> bool:
+    """Whether repairing the teacher brings less than half of what the student gains without any teacher."""
+    labels = case.arms.get("bce_only")
+    if cause.group != "teacher" or proof.before.arm != "status_quo" or labels is None or not labels.defined:
+        return False
+    return proof.delta < (labels.value - proof.before.auc.value) / 2
+
+
+def _again(proof: Comparison, bar: float) -> bool:
+    """Whether the confirming training, if any, gained as well: an interval tells of images, not of seeds."""
+    second = proof.confirmation
+    return second is None or (second.ci[0] > bar and second.delta >= MATERIAL_GAIN)
+
+
+def _images_for(proof: Comparison) -> dict[str, int]:
+    """How many validation images a class would show a material gain with 80% power."""
+    delta = max(abs(proof.delta), MATERIAL_GAIN)
+    return {"n_val_per_class": n_for_gain(delta, proof.before.auc.value, proof.correlation)}

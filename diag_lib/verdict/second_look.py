@@ -1,0 +1,129 @@
+"""Which faults does an established one hide, and do they show once it is repaired or taken out of play?
+
+With a learning rate of nearly nothing no other repair gains anything, and with labels dealt at random no setting of the
+loss seems to matter. So where the repaired training still falls short, the suspects are tried again there.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from diag_lib import images
+from diag_lib.causes import CAUSES, Cause
+from diag_lib.experiments import (
+    BCE_ONLY,
+    STATUS_QUO,
+    Comparison,
+    Trials,
+    dotted,
+    experiment,
+    leaked_paths,
+    write_curation,
+)
+from diag_lib.screens import CLEARLY_WORKS, Suspicion
+from diag_lib.settings import load
+from diag_lib.statistics import Auc
+from diag_lib.training import ArmResult
+from diag_lib.verdict.judging import CLEARLY_LESS, judge_all, strongest_rival
+from diag_lib.verdict.result import NamedCause
+
+INFLATION = frozenset(cause.id for cause in CAUSES if cause.proof == "inflation_removed")
+HIDDEN_GROUPS = ("teacher", "loss", "optimisation", "model")
+"""Groups whose evidence is mostly independent of the student, so that it still holds when another fault is repaired."""
+
+
+def behind(trials: Trials, named: Sequence[NamedCause], after: ArmResult | None) -> list[NamedCause]:
+    """The causes that are shown only where the established ones are repaired; `after` is the training with all fixes.
+
+    Nothing is looked for where the repaired student clearly works, or does as well as the proof of a repair promised.
+    """
+    sure = [cause for cause in named if cause.status == "established"]
+    changes = _repairs(trials, sure)
+    if not changes:
+        return []
+    promised = max((c.proof.after.auc.value for c in sure if c.proof and c.kind == "gain"), default=None)
+    by_hand = any(cause.fix.settings is None for cause in sure)
+    if after is not None and not by_hand and _satisfied(after.auc, promised):
+        return []
+    reached = trials.world(changes, STATUS_QUO).case.arms.get(STATUS_QUO)
+    if reached is None or _satisfied(reached, promised):
+        return []
+    world = trials.world(changes, STATUS_QUO, *_labels_alone(changes))
+    told = " and ".join(cause.id for cause in sure)
+    known = {one for cause in named for one in (cause.id, *cause.equivalent)}
+    suspects = [
+        (cause, opinion)
+        for cause in CAUSES
+        if (cause.group in HIDDEN_GROUPS or cause.id in INFLATION)
+        and cause.id not in known
+        and not known & set(cause.yields_to)
+        and isinstance(opinion := cause.screen(world.case), Suspicion)
+        and not opinion.weak
+        and not opinion.direct
+    ]
+    tried = [(cause, opinion, _proof(cause, world, told)) for cause, opinion in suspects]
+    tried = [trial for trial in tried if trial[2] is not None]
+    judged = strongest_rival(judge_all(tried, world.case), world.case)
+    return [
+        replace(found, because=f"{found.because}; it shows once {told} is repaired")
+        for found in judged
+        if isinstance(found, NamedCause) and found.status == "established"
+    ]
+
+
+def _satisfied(reached: Auc, promised: float | None) -> bool:
+    """Whether a repaired student leaves nothing to explain."""
+    if not reached.defined:
+        return False
+    return reached.ci[0] > CLEARLY_WORKS or (promised is not None and reached.value > promised - CLEARLY_LESS)
+
+
+def _proof(cause: Cause, world: Trials, told: str) -> Comparison | None:
+    """The cause's fix as the only change in the repaired training; what no setting repairs by its own experiment."""
+    patch = cause.fix(world.case).settings
+    if cause.proof == "gain" and patch:
+        found = world.repaired(cause.id, patch)
+    elif cause.id in INFLATION:
+        found = experiment(world, str(cause.experiment))
+    else:
+        return None
+    return found and replace(found, what=f"{found.what}, with {told} repaired,")
+
+
+def _repairs(trials: Trials, sure: Sequence[NamedCause]) -> dict[str, Any]:
+    """Dotted settings under which the causes no longer act, as far as a setting or a derived dataset can do that."""
+    changes: dict[str, Any] = {}
+    for cause in sure:
+        if cause.fix.settings:
+            changes = {**dotted(cause.fix.settings), **changes}
+        elif cause.id in ("labels_shuffled", "label_noise"):
+            changes |= _without_labels(trials)
+        elif cause.id == "labels_inverted_train":
+            file = trials.run.artifact("experiments/train_labels_flipped/curation.csv")
+            changes |= {"dataset.curation": str(file)} if file.is_file() else {}
+        elif cause.id == "leakage":
+            table = images.read_table(trials.settings).frame
+            leaks = table[table["path"].isin(leaked_paths(trials.source)) & (table["split"] == "val")]
+            changes["dataset.curation"] = str(write_curation(trials, "leaks_excluded", leaks, "exclude"))
+        elif cause.id == "shortcut":
+            file = trials.run.artifact("experiments/encoded_alike/settings.yaml")
+            alike = load(file) if file.is_file() else None
+            changes |= {"dataset.root": str(alike.dataset.root), "dataset.curation": None} if alike else {}
+    return changes
+
+
+def _labels_alone(changes: Mapping[str, Any]) -> tuple[str, ...]:
+    """The arm that learns from the labels alone, unless they are what was taken out of play."""
+    return () if changes.get("training.distillation.alpha_task") == 0.0 else (BCE_ONLY,)
+
+
+def _without_labels(trials: Trials) -> dict[str, Any]:
+    """All weight on the teacher, where it is known to be good; nothing where labels are all there is."""
+    known, weights = trials.case.interval("teacher.auc"), trials.settings.training.distillation
+    if weights.alpha_distill == 0 or known is None or known[0] <= trials.case.limits.teacher_auc_good:
+        return {}
+    everything = weights.alpha_distill + weights.alpha_task
+    return {
+        "training.distillation.alpha_distill": everything,
+        "training.distillation.alpha_task": 0.0,
+    }

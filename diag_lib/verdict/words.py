@@ -1,0 +1,100 @@
+"""A verdict in sentences and tables, for the notebook and the page."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import yaml
+
+from diag_lib.screens import Case
+from diag_lib.statistics import Auc
+from diag_lib.verdict.result import NamedCause, Open, VerdictResult
+
+HEADLINES = {True: ("ok", "Healthy"), False: ("error", "Cause found"), None: ("note", "Not decided")}
+"""Severity and title of the answer, by `healthy`."""
+
+
+def patch_text(result: VerdictResult) -> str:
+    """The recommended settings patch as YAML, ready to paste."""
+    if result.recommended is None:
+        return "# no setting needs to change"
+    return yaml.safe_dump(result.recommended, sort_keys=False, allow_unicode=True)
+
+
+def describe_gates(result: VerdictResult) -> str:
+    """The chain in words: the text alternative of its picture."""
+    return "; ".join(f"{gate.question} {gate.state}, {gate.answer}" for gate in result.gates)
+
+
+def cause_table(result: VerdictResult) -> pd.DataFrame:
+    """One row a named cause: what it says, how sure it is, why, and what its experiment showed."""
+    rows = [
+        (
+            cause.id,
+            cause.status,
+            cause.because,
+            cause.proof.in_full() if cause.proof else "shown without training",
+        )
+        for cause in result.causes
+    ]
+    return pd.DataFrame(rows, columns=["cause", "status", "evidence", "experiment"])
+
+
+def ruled_out_table(result: VerdictResult) -> pd.DataFrame:
+    """One row a cause that the evidence contradicts."""
+    return pd.DataFrame(result.ruled_out, columns=["cause", "because"])
+
+
+def open_table(result: VerdictResult) -> pd.DataFrame:
+    """One row a cause that stays open, with the images per class that would decide it."""
+    rows = [(item.id, item.text, item.needs.get("n_val_per_class")) for item in result.undecided]
+    return pd.DataFrame(rows, columns=["cause", "what is known", "validation images per class needed"])
+
+
+def to_do(result: VerdictResult) -> str:
+    """The fixes as sentences, settings first, then what is left to do by hand; paragraphs by blank lines."""
+    if not result.causes:
+        return (
+            "Nothing needs to be repaired."
+            if result.healthy
+            else "Gather what would decide the open questions below."
+        )
+    parts = []
+    for cause in result.causes:
+        parts.append(f"{cause.id} ({cause.status}): {cause.fix.text}")
+        parts.extend(cause.fix.actions)
+        if cause.equivalent:
+            parts.append(
+                f"Cannot be told from {', '.join(cause.equivalent)} by numbers. {cause.told_apart_by}"
+            )
+    return "\n\n".join(parts)
+
+
+def summary(
+    healthy: bool | None,
+    case: Case,
+    named: Sequence[NamedCause],
+    undecided: Sequence[Open],
+    missing: tuple[str, ...],
+) -> str:
+    status_quo = case.arms.get("status_quo")
+    reached = reached_text(status_quo)
+    if named and healthy is False:
+        first = named[0]
+        hedge = "" if first.status == "established" else "Probably: "
+        proof = f" {first.proof.sentence()[0].upper()}{first.proof.sentence()[1:]}." if first.proof else ""
+        more = f" Also: {', '.join(cause.id for cause in named[1:])}." if len(named) > 1 else ""
+        return f"{hedge}{first.sentence}{proof}{more}"
+    if healthy:
+        return f"The training is healthy: the student reaches {reached}, and no cause of failure was found."
+    if missing:
+        return f"Not decided: the steps {', '.join(missing)} have not run."
+    if status_quo is None:
+        return "Not decided: the status-quo student could not be trained."
+    still_open = ", ".join(item.id for item in undecided) or "no known cause fits the evidence"
+    return f"Not decided: the student reaches {reached}; still open: {still_open}."
+
+
+def reached_text(arm: Auc | None) -> str:
+    if arm is None or not arm.defined:
+        return "no usable scores"
+    return f"AUC {arm.value:.2f} [{arm.ci[0]:.2f}, {arm.ci[1]:.2f}]"
