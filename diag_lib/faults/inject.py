@@ -46,7 +46,7 @@ class Fault:
     around : settings and recipe that belong to the scene, with or without the fault. settings : the fault's
     own settings; recipe : changed fields of `Recipe`; alter : changes the finished dataset; teacher : changes
     the good teacher's weights; loop : a training loop with a mistake in its code, whose recording is the
-    `history`. cause : the cause that should be named, if it has another id.
+    `history`. cause : the cause that should be named, if it has another id. parts : the faults of a compound.
     """
 
     id: str
@@ -59,6 +59,7 @@ class Fault:
     around_recipe: Overrides = field(default_factory=dict)
     loop: Loop | None = None
     cause: str = ""
+    parts: "tuple[Fault, ...]" = ()
 
 
 @dataclass(frozen=True)
@@ -377,8 +378,8 @@ def prepare(
     return Prepared(fault.id, root, overrides)
 
 
-def combined(first: Fault, second: Fault) -> Fault:
-    """Both faults at once; where their scenes disagree the second wins."""
+def combined(first: Fault, second: Fault, around: Overrides | None = None) -> Fault:
+    """Both faults at once, in the scene `around` (default: both their scenes; where they disagree the second wins)."""
 
     def alter(folder: Path, rng: np.random.Generator) -> None:
         for change in (first.alter, second.alter):
@@ -398,10 +399,16 @@ def combined(first: Fault, second: Fault) -> Fault:
         recipe={**first.recipe, **second.recipe},
         alter=alter if first.alter or second.alter else None,
         teacher=teacher if first.teacher or second.teacher else None,
-        around={**first.around, **second.around},
+        around={**first.around, **second.around} if around is None else around,
         around_recipe={**first.around_recipe, **second.around_recipe},
         loop=second.loop or first.loop,
+        parts=(first, second),
     )
+
+
+def alone(part: Fault, compound: Fault) -> Fault:
+    """One fault of a compound by itself, in the compound's scene."""
+    return replace(part, around=compound.around, around_recipe=compound.around_recipe)
 
 
 def find(fault_id: str) -> Fault:

@@ -25,7 +25,7 @@ from diag_lib.distillation import FEW
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS, RunFolder
 from diag_lib.faults.controls import CONTROLS
-from diag_lib.faults.inject import FAULTS, Fault, combined, find, prepare
+from diag_lib.faults.inject import FAULTS, PLAIN_SGD, Fault, Overrides, alone, combined, find, prepare
 from diag_lib.faults.loops import reported_auc
 from diag_lib.faults.scoring import score, summary
 from diag_lib.map_store import locked
@@ -53,13 +53,17 @@ QUICK = (
     "lr_too_low",
 )
 QUICK_CONTROLS = tuple(c for c in CONTROLS if c.id in ("control_few_fakes_loud", "control_few_val_as_is"))
-COMPOUND = (
-    ("teacher_domain_shift", "leakage"),
-    ("teacher_domain_shift", "lr_too_low"),
-    ("scale_mismatch", "labels_shuffled"),
-    ("teacher_inverted", "leakage"),
-    ("teacher_weights_not_loaded", "corrupt_images"),
+COMPOUND: tuple[tuple[str, str, Overrides | None], ...] = (
+    ("teacher_domain_shift", "leakage", None),
+    ("teacher_domain_shift", "lr_too_low", None),
+    ("scale_mismatch", "labels_shuffled", PLAIN_SGD),
+    ("teacher_inverted", "leakage", None),
+    ("teacher_weights_not_loaded", "corrupt_images", None),
+    ("teacher_preprocessing", "lr_too_low", None),
+    ("teacher_domain_shift", "shortcut", {}),
+    ("frozen_parameters", "leakage", None),
 )
+"""Two faults at once, and their common scene where the two scenes would soften each other."""
 FLATTERING = frozenset({"leakage", "shortcut"})
 """Faults that raise the reported AUC: their harm is the inflation."""
 
@@ -110,7 +114,11 @@ def plan(suite: str, causes: Sequence[str] | None, seeds: Sequence[int]) -> list
         controls: tuple[Fault, ...] = ()
     else:
         controls = QUICK_CONTROLS if suite == "quick" else CONTROLS
-        faults += [(combined(find(a), find(b)), (a, b)) for a, b in COMPOUND] if suite == "full" else []
+        faults += (
+            [(combined(find(a), find(b), scene), (a, b)) for a, b, scene in COMPOUND]
+            if suite == "full"
+            else []
+        )
     return [
         *(Case(control, seeds[0], ()) for control in controls),
         *(Case(fault, seed, expected) for seed in seeds for fault, expected in faults),
@@ -166,18 +174,26 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
         "healthy": verdict["healthy"],
         "status": first["status"] if first else None,
         "proof": first["proof"] if first else None,
-        "harm": _harm(case, settings, run, home) if case.expected else None,
+        "harm": _harm(case, settings, run, home, folder) if case.expected else None,
         "seconds": round(seconds, 1),
     }
 
 
-def _harm(case: Case, settings: Settings, run: RunFolder, home: Path) -> dict[str, Any]:
-    """What the injection does to the reported AUC, against the same scene without it."""
+def _harm(case: Case, settings: Settings, run: RunFolder, home: Path, folder: Path) -> dict[str, Any]:
+    """What the injection does to the reported AUC, against the same scene without it.
+
+    Of a compound each fault must do harm by itself: two that soften each other are no compound. `folder` holds what
+    cases share.
+    """
+    if case.fault.parts:
+        parts = {part.id: _harm_alone(part, case, home, folder) for part in case.fault.parts}
+        weakest = min(parts.values(), key=lambda part: (part["kills"] is True, part["delta"] or 0.0))
+        return {**weakest, "parts": parts}
     if case.fault.loop is not None:
         scene = prepare(case.fault, home / "data", seed=case.seed, repaired=True, recipe=SMALL)
         assert settings.history is not None
         return _loop_harm(settings.history, Path(scene.overrides["history"]))
-    clean = _clean_auc(case, home.parent)
+    clean = _clean_auc(case, folder)
     results = training.train_arms(settings, run, ["status_quo"], progress=False)
     if clean is None or not results:
         return {"kills": None, "delta": None, "p": None}
@@ -187,6 +203,13 @@ def _harm(case: Case, settings: Settings, run: RunFolder, home: Path) -> dict[st
     difference = auc_difference_unpaired(clean, faulty)
     delta = difference.delta if set(case.expected) & FLATTERING else -difference.delta
     return {"kills": delta > 0 and difference.p < 0.05, "delta": delta, "p": difference.p}
+
+
+def _harm_alone(part: Fault, case: Case, home: Path, folder: Path) -> dict[str, Any]:
+    fault, own = alone(part, case.fault), home / part.id
+    prepared = prepare(fault, own / "data", seed=case.seed, recipe=SMALL)
+    settings = load("demo", {**prepared.overrides, **_alone(home)})
+    return _harm(Case(fault, case.seed, (part.id,)), settings, RunFolder(own / "run").create(), own, folder)
 
 
 def _clean_auc(case: Case, folder: Path) -> Auc | None:

@@ -140,7 +140,8 @@ def _effect(cause: Cause, suspicion: Suspicion, proof: Comparison, p: float, cas
     # A gain that stays below `baseline_auc` has only moved towards a coin; it repairs nothing.
     cured = cause.proof != "gain" or proof.after.auc.ci[0] > case.limits.baseline_auc
     cured = cured and not _falls_short(cause, proof, case)
-    if low > bar and delta >= MATERIAL_GAIN and p < SIGNIFICANT:
+    clears = low > bar or (low > 0 and _over_both_seeds(proof) > bar)
+    if clears and delta >= MATERIAL_GAIN and p < SIGNIFICANT:
         return "shown" if cured and _again(proof, bar) else "unclear"
     return "absent" if high < MATERIAL_GAIN or (low > 0 and bar > 0) else "unclear"
 
@@ -151,6 +152,15 @@ def _falls_short(cause: Cause, proof: Comparison, case: Case) -> bool:
     if cause.group != "teacher" or proof.before.arm != "status_quo" or labels is None or not labels.defined:
         return False
     return proof.delta < (labels.value - proof.before.auc.value) / 2
+
+
+def _over_both_seeds(proof: Comparison) -> float:
+    """The lower bound of the mean gain of both trainings; minus one where only one was made."""
+    second = proof.confirmation
+    if second is None:
+        return -1.0
+    margin = math.hypot(proof.delta - proof.ci[0], second.delta - second.ci[0]) / 2
+    return (proof.delta + second.delta) / 2 - margin
 
 
 def _again(proof: Comparison, bar: float) -> bool:
