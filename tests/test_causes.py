@@ -118,6 +118,26 @@ def test_swapped_train_labels_show_as_a_teacher_that_is_right_on_val_and_wrong_o
     assert BY_ID["teacher_inverted"].equivalent == ("labels_inverted",)
 
 
+@pytest.mark.parametrize(
+    ("reached", "held_out", "teaches", "suspect"),
+    [
+        (0.04, (0.93, 0.99), False, True),
+        (0.30, (0.93, 0.99), False, False),  # another generator in val can do that
+        (0.04, (0.93, 0.99), True, False),  # a teacher that knows both splits would have noticed
+        (0.47, (0.50, 0.58), False, False),
+    ],
+)
+def test_swapped_train_labels_show_without_a_teacher_that_knows(reached, held_out, teaches, suspect) -> None:
+    low, high = (0.9, 0.95) if teaches else (0.48, 0.53)
+    findings = (
+        found("teacher.auc", "yes" if teaches else "no", (low, high)),
+        found("teacher.auc_train", "undecided", (low, high)),
+        found("baseline.heldout_train", "yes", held_out),
+    )
+    opinion = BY_ID["labels_inverted_train"].screen(case(*findings, bce_only=reached))
+    assert isinstance(opinion, Suspicion) == suspect
+
+
 def test_shuffled_labels_are_told_from_a_gap_between_train_and_val() -> None:
     shuffled = case(
         teacher(0.95, 0.99),

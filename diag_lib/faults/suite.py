@@ -53,15 +53,20 @@ QUICK = (
     "lr_too_low",
 )
 QUICK_CONTROLS = tuple(c for c in CONTROLS if c.id in ("control_few_fakes_loud", "control_few_val_as_is"))
+MOSTLY_LABELS: Overrides = {
+    "training.distillation.alpha_distill": 0.1,
+    "training.distillation.alpha_task": 0.9,
+}
 COMPOUND: tuple[tuple[str, str, Overrides | None], ...] = (
     ("teacher_domain_shift", "leakage", None),
     ("teacher_domain_shift", "lr_too_low", None),
-    ("scale_mismatch", "labels_shuffled", PLAIN_SGD),
+    ("scale_mismatch", "labels_shuffled", {**PLAIN_SGD, **MOSTLY_LABELS}),
     ("teacher_inverted", "leakage", None),
     ("teacher_weights_not_loaded", "corrupt_images", None),
     ("teacher_preprocessing", "lr_too_low", None),
     ("teacher_domain_shift", "shortcut", {}),
     ("frozen_parameters", "leakage", None),
+    ("teacher_domain_shift", "labels_inverted_train", {}),
 )
 """Two faults at once, and their common scene where the two scenes would soften each other."""
 FLATTERING = frozenset({"leakage", "shortcut"})

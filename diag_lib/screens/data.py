@@ -20,6 +20,10 @@ RUINOUS_SHARE = 0.1
 """Unreadable share of a class from which it can be what a failing training fails of; fewer are listed and left out."""
 
 
+MIRRORED = 0.05
+"""AUC by which a mirrored ranking of val may fall short of the ranking within train; a mere shift costs far more."""
+
+
 def corrupt_images(case: Case) -> Suspicion | RuledOut | None:
     found = case.finding("audit.unreadable")
     if found is None:
@@ -110,9 +114,23 @@ def labels_inverted_train(case: Case) -> Suspicion | RuledOut | None:
         shown = f"{interval_text(train)} on train but {interval_text(val)} on val"
         because = f"the teacher's AUC is {shown}: train labels are swapped"
         return Suspicion(because, ("teacher.auc_train", "teacher.auc"))
-    return RuledOut(
+    return _turned_round(case) or RuledOut(
         f"the teacher's AUC on train {interval_text(train)} is not the mirror of val {interval_text(val)}"
     )
+
+
+def _turned_round(case: Case) -> Suspicion | None:
+    """Without a teacher to tell: a student that ranks val as wrongly as it ranks other train images rightly."""
+    baseline, held_out = case.arms.get("bce_only"), case.interval("baseline.heldout_train")
+    if case.teacher_useless is False or baseline is None or not baseline.defined or held_out is None:
+        return None
+    if baseline.ci[1] >= 1 - case.limits.baseline_auc or 1 - baseline.value < held_out[0] - MIRRORED:
+        return None
+    because = (
+        f"labels alone teach what holds within train (AUC {interval_text(held_out)}) "
+        f"and is the wrong way round on val ({interval_text(baseline.ci)})"
+    )
+    return Suspicion(because, ("baseline.auc", "baseline.heldout_train"))
 
 
 def labels_shuffled(case: Case) -> Suspicion | RuledOut | None:

@@ -35,18 +35,20 @@ HIDDEN_GROUPS = ("teacher", "loss", "optimisation", "model")
 def behind(trials: Trials, named: Sequence[NamedCause], after: ArmResult | None) -> list[NamedCause]:
     """The causes that are shown only where the established ones are repaired; `after` is the training with all fixes.
 
-    Nothing is looked for where the repaired student clearly works, or does as well as the proof of a repair promised.
+    Nothing is looked for where the repaired student clearly works or does as well as the proof of a repair promised;
+    where no proof promised anything (a flattered AUC was put right), learning is enough.
     """
     sure = [cause for cause in named if cause.status == "established"]
     changes = _repairs(trials, sure)
     if not changes:
         return []
     promised = max((c.proof.after.auc.value for c in sure if c.proof and c.kind == "gain"), default=None)
+    learns = trials.case.limits.baseline_auc
     by_hand = any(cause.fix.settings is None for cause in sure)
-    if after is not None and not by_hand and _satisfied(after.auc, promised):
+    if after is not None and not by_hand and _satisfied(after.auc, promised, learns):
         return []
     reached = trials.world(changes, STATUS_QUO).case.arms.get(STATUS_QUO)
-    if reached is None or _satisfied(reached, promised):
+    if reached is None or _satisfied(reached, promised, learns):
         return []
     world = trials.world(changes, STATUS_QUO, *_labels_alone(changes))
     told = " and ".join(cause.id for cause in sure)
@@ -71,11 +73,13 @@ def behind(trials: Trials, named: Sequence[NamedCause], after: ArmResult | None)
     ]
 
 
-def _satisfied(reached: Auc, promised: float | None) -> bool:
-    """Whether a repaired student leaves nothing to explain."""
+def _satisfied(reached: Auc, promised: float | None, learns: float) -> bool:
+    """Whether a repaired student leaves nothing to explain: it works, or keeps the promise, or (without one) learns."""
     if not reached.defined:
         return False
-    return reached.ci[0] > CLEARLY_WORKS or (promised is not None and reached.value > promised - CLEARLY_LESS)
+    if promised is None:
+        return reached.ci[0] > learns
+    return reached.ci[0] > CLEARLY_WORKS or reached.value > promised - CLEARLY_LESS
 
 
 def _proof(cause: Cause, world: Trials, told: str) -> Comparison | None:
