@@ -16,11 +16,12 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
 
     right_first, causes_per_case, proof_rate : over runs of single faults; `right_first_ci` draws whole faults with
     replacement, since runs of one fault are alike. by_cause : runs named first and runs that did harm, of each
-    fault. controls : distinct healthy pipelines. median_seconds : of one case, while `workers` of them ran.
+    fault. compound_both : over two faults at once, each of which does harm by itself. controls : distinct healthy
+    pipelines. median_seconds : of one case, while `workers` of them ran.
     """
     killing = [row for row in rows if row["kind"] == "fault" and row["harm"]["kills"]]
     controls = [row for row in rows if row["kind"] == "control"]
-    compound = [row for row in rows if row["kind"] == "compound"]
+    compound = [row for row in rows if row["kind"] == "compound" and row["harm"]["kills"]]
     established = [row for row in killing if row["status"] == "established"]
     proven = [row for row in established if row["proof"]["p"] is None or row["proof"]["p"] < 0.05]
     right = np.array([row["first_right"] for row in killing], dtype=float)
@@ -42,7 +43,7 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
             name: [sum(row["first_right"] for row in killing if row["case"] == name), names.count(name)]
             for name in dict.fromkeys(names)
         },
-        "dropped": [row["case"] for row in rows if row["kind"] == "fault" and not row["harm"]["kills"]],
+        "dropped": [row["case"] for row in rows if row["harm"] is not None and not row["harm"]["kills"]],
     }
 
 
@@ -57,7 +58,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row["kind"] == "control":
             word = "false alarm" if row["named"] else "silent"
-        elif row["kind"] == "fault" and not row["harm"]["kills"]:
+        elif not row["harm"]["kills"]:
             word = "does no harm, not scored"
         elif row["kind"] == "compound":
             word = "both named" if row["all_named"] else "missed"

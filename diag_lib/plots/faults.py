@@ -81,9 +81,8 @@ def missed(row: dict[str, Any]) -> bool:
     """Whether a row of the score counts against the verdict."""
     if row["kind"] == "control":
         return bool(row["named"])
-    if row["kind"] == "compound":
-        return not row["all_named"]
-    return not _harmless(row) and not row["first_right"]
+    right = row["all_named"] if row["kind"] == "compound" else row["first_right"]
+    return not _harmless(row) and not right
 
 
 def write_report(rows: Sequence[dict[str, Any]], figures: dict[str, Any], folder: RunFolder) -> None:

@@ -4,7 +4,7 @@ With a learning rate of nearly nothing no other repair gains anything, and with 
 loss seems to matter. So where the repaired training still falls short, the suspects are tried again there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from diag_lib.experiments import (
     leaked_paths,
     write_curation,
 )
-from diag_lib.screens import CLEARLY_WORKS, Suspicion
+from diag_lib.screens import CLEARLY_WORKS, Case, Suspicion
 from diag_lib.settings import load
 from diag_lib.statistics import Auc
 from diag_lib.training import ArmResult
@@ -33,43 +33,53 @@ HIDDEN_GROUPS = ("teacher", "loss", "optimisation", "model")
 
 
 def behind(trials: Trials, named: Sequence[NamedCause], after: ArmResult | None) -> list[NamedCause]:
-    """The causes that are shown only where the established ones are repaired; `after` is the training with all fixes.
+    """The causes that are shown only where the named ones are repaired; `after` is the training with all fixes.
 
-    Nothing is looked for where the repaired student clearly works or does as well as the proof of a repair promised;
-    where no proof promised anything (a flattered AUC was put right), learning is enough.
+    Where the repaired student clearly works or does as well as the proof of a repair promised, only what would flatter it
+    is looked for; where no proof promised anything (a flattered AUC was put right), learning is enough.
     """
-    sure = [cause for cause in named if cause.status == "established"]
+    sure = [cause for cause in named if cause.status != "possible"]
     changes = _repairs(trials, sure)
     if not changes:
         return []
     promised = max((c.proof.after.auc.value for c in sure if c.proof and c.kind == "gain"), default=None)
     learns = trials.case.limits.baseline_auc
+    known = {one for cause in named for one in (cause.id, *cause.equivalent)}
     by_hand = any(cause.fix.settings is None for cause in sure)
-    if after is not None and not by_hand and _satisfied(after.auc, promised, learns):
+    reached = after.auc if after is not None and not by_hand else None
+    if reached is None:
+        reached = trials.world(changes, STATUS_QUO).case.arms.get(STATUS_QUO)
+    if reached is None:
         return []
-    reached = trials.world(changes, STATUS_QUO).case.arms.get(STATUS_QUO)
-    if reached is None or _satisfied(reached, promised, learns):
+    flattering = _satisfied(reached, promised, learns)
+    if flattering and not _suspects(trials.case, known, flattering):
         return []
     world = trials.world(changes, STATUS_QUO, *_labels_alone(changes))
     told = " and ".join(cause.id for cause in sure)
-    known = {one for cause in named for one in (cause.id, *cause.equivalent)}
-    suspects = [
-        (cause, opinion)
-        for cause in CAUSES
-        if (cause.group in HIDDEN_GROUPS or cause.id in INFLATION)
-        and cause.id not in known
-        and not known & set(cause.yields_to)
-        and isinstance(opinion := cause.screen(world.case), Suspicion)
-        and not opinion.weak
-        and not opinion.direct
+    tried = [
+        (cause, opinion, proof)
+        for cause, opinion in _suspects(world.case, known, flattering)
+        if (proof := _proof(cause, world, told)) is not None
     ]
-    tried = [(cause, opinion, _proof(cause, world, told)) for cause, opinion in suspects]
-    tried = [trial for trial in tried if trial[2] is not None]
     judged = strongest_rival(judge_all(tried, world.case), world.case)
     return [
         replace(found, because=f"{found.because}; it shows once {told} is repaired")
         for found in judged
         if isinstance(found, NamedCause) and found.status == "established"
+    ]
+
+
+def _suspects(case: Case, known: Collection[str], flattering: bool) -> list[tuple[Cause, Suspicion]]:
+    """The causes worth a trial: unnamed, not explained by a named one, and suspected for certain."""
+    return [
+        (cause, opinion)
+        for cause in CAUSES
+        if (cause.id in INFLATION or (cause.group in HIDDEN_GROUPS and not flattering))
+        and cause.id not in known
+        and not set(known) & set(cause.yields_to)
+        and isinstance(opinion := cause.screen(case), Suspicion)
+        and not opinion.weak
+        and not opinion.direct
     ]
 
 
