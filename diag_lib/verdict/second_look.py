@@ -24,7 +24,7 @@ from diag_lib.screens import CLEARLY_WORKS, Case, Suspicion
 from diag_lib.settings import load
 from diag_lib.statistics import Auc
 from diag_lib.training import ArmResult
-from diag_lib.verdict.judging import CLEARLY_LESS, judge_all, strongest_rival
+from diag_lib.verdict.judging import CLEARLY_LESS, Trial, judge_all, strongest_rival
 from diag_lib.verdict.result import NamedCause
 
 INFLATION = frozenset(cause.id for cause in CAUSES if cause.proof == "inflation_removed")
@@ -35,8 +35,8 @@ HIDDEN_GROUPS = ("teacher", "loss", "optimisation", "model")
 def behind(trials: Trials, named: Sequence[NamedCause], after: ArmResult | None) -> list[NamedCause]:
     """The causes that are shown only where the named ones are repaired; `after` is the training with all fixes.
 
-    Where the repaired student clearly works or does as well as the proof of a repair promised, only what would flatter it
-    is looked for; where no proof promised anything (a flattered AUC was put right), learning is enough.
+    Where the repaired student clearly works or does as well as the proof of a repair promised, only what would
+    flatter it is looked for; where no proof promised anything (a flattered AUC was put right), learning is enough.
     """
     sure = [cause for cause in named if cause.status != "possible"]
     changes = _repairs(trials, sure)
@@ -56,7 +56,7 @@ def behind(trials: Trials, named: Sequence[NamedCause], after: ArmResult | None)
         return []
     world = trials.world(changes, STATUS_QUO, *_labels_alone(changes))
     told = " and ".join(cause.id for cause in sure)
-    tried = [
+    tried: list[Trial] = [
         (cause, opinion, proof)
         for cause, opinion in _suspects(world.case, known, flattering)
         if (proof := _proof(cause, world, told)) is not None
