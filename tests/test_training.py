@@ -406,6 +406,20 @@ def test_seeds_change_start_and_order_but_not_the_halves(root, run):
 # ---- broken trainings
 
 
+def test_statistics_that_overflow_before_any_weight_end_the_arm_too(root, run, monkeypatch):
+    """Such a network cannot be loaded again; step 03 must hear that it is lost."""
+    end_epoch = loop.Student.end_epoch
+
+    def overflowing(student, val_logits):
+        student.model.get_submodule("bn1").running_var.fill_(torch.inf)
+        end_epoch(student, val_logits)
+
+    monkeypatch.setattr(loop.Student, "end_epoch", overflowing)
+    arm = train(small_settings(root), run, "bce_only")["bce_only"]
+    assert arm.stopped is not None and "the BatchNorm statistics are no longer finite" in arm.stopped
+    assert not arm.auc.defined
+
+
 def test_a_training_that_overflows_is_reported(root, run, tmp_path):
     teacher, _ = build_teacher(small_settings(root))
     with torch.no_grad():

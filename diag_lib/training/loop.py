@@ -184,8 +184,9 @@ class Student:
         self.image_steps += int(images)
         if not self.unreached_steps:  # else the optimiser took no step that a schedule could follow
             self.step_schedule(val_logits)
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
-            self.stopped = f"the weights are no longer finite after epoch {self.epoch + 1} of {self.epochs}"
+        broken_part = _not_finite(self.model)
+        if broken_part:
+            self.stopped = f"{broken_part} no longer finite after epoch {self.epoch + 1} of {self.epochs}"
         self.epoch += 1
         if self.exploratory and self.stopped is None and self.epoch < self.epochs:
             self.stopped = self._clearly_lost(val_logits)
@@ -318,6 +319,14 @@ def validate(logits: Floats, labels: npt.NDArray[np.int64]) -> tuple[float, floa
     loss = F.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(labels).double())
     accuracy = float(np.mean((logits > 0) == (labels == 1)))
     return float(loss), accuracy, auc(labels, logits, nan="undefined").value
+
+
+def _not_finite(model: nn.Module) -> str | None:
+    """What of a network holds NaN or infinities: BatchNorm's running variance may overflow before any weight."""
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        return "the weights are"
+    statistics = (b for b in model.buffers() if b.is_floating_point())
+    return None if all(bool(torch.isfinite(b).all()) for b in statistics) else "the BatchNorm statistics are"
 
 
 def _sum_device(data: Data) -> torch.device:
