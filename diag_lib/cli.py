@@ -56,7 +56,9 @@ Out = Annotated[
 ]
 TrustCode = Annotated[
     bool,
-    typer.Option("--trust-code", help="Allow `arch: package.module:factory`, which runs that Python code."),
+    typer.Option(
+        "--trust-code", help="Run the networks, losses and plug-ins of your own that the settings name."
+    ),
 ]
 
 
@@ -201,9 +203,11 @@ def train(
     """
     settings = load_settings(config, None, assignments or ())
     _allow_code(trust_code)
+    from diag_lib.losses import named_loss
     from diag_lib.training import arm_settings, train_arms
 
-    arm_settings(settings, arm)  # an unknown arm leaves no folder behind
+    # An unknown arm or loss leaves no folder behind.
+    named_loss(arm_settings(settings, arm).training.distillation.loss)
     folder = _folder(settings, out)
     results = train_arms(settings, folder, [arm])
     if arm not in results:

@@ -24,11 +24,10 @@ from diag_lib.probes.labels import doubtful
 from diag_lib.screens import MATERIAL_GAIN, Case, RuledOut, Suspicion
 from diag_lib.settings import Settings
 from diag_lib.statistics import Auc, holm, n_for_gain
+from diag_lib.user_code import load_plugins
 
 SCHEMA = "diag/verdict/1"
 SIGNIFICANCE = 0.05
-INFLATION = frozenset(cause.id for cause in CAUSES if cause.proof == "inflation_removed")
-RIVALS = frozenset(cause.id for cause in CAUSES if cause.rival)
 CLEARLY_LESS = 0.03
 """AUC by which one intervention must fall short of another to be no explanation beside it."""
 FEW_STEPS = 100
@@ -112,6 +111,7 @@ def run(settings: Settings, run_dir: str | Path, *, progress: bool = True) -> Ve
     Needs the evidence of the earlier steps; steps that did not run make the verdict incomplete, and their
     causes stay silent. Raises `UserError` when the settings or the dataset are unusable.
     """
+    load_plugins(settings)
     folder = RunFolder(run_dir).create()
     evidence = {step: found for step in STEPS[:-1] if (found := folder.read_evidence(step)) is not None}
     missing = tuple(step for step in STEPS[:-1] if step not in evidence)
@@ -145,6 +145,14 @@ def _with_labels_listed(
     )
 
 
+def _inflation() -> set[str]:
+    return {cause.id for cause in CAUSES if cause.proof == "inflation_removed"}
+
+
+def _rivals() -> set[str]:
+    return {cause.id for cause in CAUSES if cause.rival}
+
+
 def _digest(evidence: Evidence) -> str:
     return hashlib.sha256(json.dumps(evidence.to_dict(), sort_keys=True).encode()).hexdigest()
 
@@ -160,7 +168,7 @@ def _decide(trials: Trials, missing: tuple[str, ...]) -> VerdictResult:
     for cause, suspicion in sorted(suspects, key=lambda suspect: suspect[1].weak):
         established = _established(_judged(tried, case))
         explained = [other for other in established if other in cause.yields_to]
-        flattered = [other for other in established if other in INFLATION and cause.group in GAIN_GROUPS]
+        flattered = [other for other in established if other in _inflation() and cause.group in GAIN_GROUPS]
         if explained:
             ruled_out.append((cause.id, f"{explained[0]} explains the same evidence"))
         elif flattered:
@@ -168,7 +176,7 @@ def _decide(trials: Trials, missing: tuple[str, ...]) -> VerdictResult:
                 f"{suspicion.because}; not tested while {flattered[0]} flatters every AUC: repair that first"
             )
             undecided.append(Open(cause.id, text))
-        elif suspicion.weak and [other for other in established if not (cause.rival and other in RIVALS)]:
+        elif suspicion.weak and [other for other in established if not (cause.rival and other in _rivals())]:
             text = f"{suspicion.because}; not tested, since {established[0]} is established"
             undecided.append(Open(cause.id, text, suspicion.needs))
         else:
@@ -237,7 +245,7 @@ def _strongest_rival(
     steps, though, everything that speeds the training helps: then it is too short.
     """
     rivals = [
-        found for found in judged if isinstance(found, NamedCause) and found.id in RIVALS and found.proof
+        found for found in judged if isinstance(found, NamedCause) and found.id in _rivals() and found.proof
     ]
     if len(rivals) < 2:
         return judged
