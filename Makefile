@@ -39,7 +39,7 @@ lint: $(READY) ## style, types, layers, notebooks without outputs
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb docs/*.ipynb
 
 faults: $(READY) ## inject known faults and score the verdicts
 	$(BIN)/diag faults $(ARGS)

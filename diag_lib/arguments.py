@@ -143,3 +143,35 @@ def complete_arms(incomplete: str) -> list[str]:
     from diag_lib.training import ARMS
 
     return [name for name in ARMS if name.startswith(incomplete)]
+
+
+def complete_config(incomplete: str) -> list[str]:
+    """Presets, and the YAML files and folders below what is typed, for the shell's completion."""
+    folder, slash, start = incomplete.rpartition("/")
+    place = Path(folder or slash or ".").expanduser()
+    try:
+        entries = sorted(place.iterdir())
+    except OSError:
+        entries = []
+    shown = [
+        f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}"
+        for entry in entries
+        if entry.name.startswith(start)
+        and not (entry.name.startswith(".") and not start)
+        and (entry.is_dir() or entry.suffix in (".yaml", ".yml"))
+    ]
+    return [*complete_presets(incomplete), *shown]
+
+
+def complete_keys(incomplete: str) -> list[str]:
+    """Settings keys with their `=`, for the shell's completion of `--set`."""
+    from diag_lib.settings import Settings
+
+    return [f"{key}=" for key, _ in _dotted(Settings().to_dict()) if key.startswith(incomplete)]
+
+
+def complete_faults(incomplete: str) -> list[str]:
+    """Ids of the faults that can be injected, for the shell's completion."""
+    from diag_lib.faults.inject import FAULTS
+
+    return [name for name in FAULTS if name.startswith(incomplete)]

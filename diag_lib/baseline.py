@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from diag_lib import training
+from diag_lib.checks import with_own
 from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.images import open_split
 from diag_lib.probes import baseline_findings as say
@@ -87,6 +88,7 @@ def run(settings: Settings, run_dir: RunFolder | str | Path, *, progress: bool =
         **{f"skipped_{name}": why for name, why in probes.skipped.items()},
     }
     evidence = Evidence("baseline", findings, numbers, {"settings": settings.digest()})
+    evidence = with_own(evidence, settings, folder)
     folder.write_evidence(evidence)
     pooling_aucs = {name: pooling_scores.auc(name) for name in pooling_scores.of}
     return BaselineResult(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diag_lib import screens
+from diag_lib.errors import UserError
 from diag_lib.screens import LARGER_STUDENT, Case, Screen
 
 Status = Literal["established", "likely", "possible"]
@@ -109,7 +110,7 @@ SPOILED = (
 SLIPS = ("numeric_overflow", "loss_sign", "loss_reduction", "frozen_parameters")
 """Slips in the code of a loop, beside which a learning rate that looks odd says nothing."""
 
-CAUSES: tuple[Cause, ...] = (
+CAUSES: list[Cause] = [
     Cause(
         id="corrupt_images",
         group="data",
@@ -637,4 +638,33 @@ CAUSES: tuple[Cause, ...] = (
         ),
         rival=True,
     ),
-)
+]
+
+_OWN: set[str] = set()
+
+
+def inflating() -> set[str]:
+    """The causes that flatter an AUC: their repair lowers it to the true one."""
+    return {cause.id for cause in CAUSES if cause.proof == "inflation_removed"}
+
+
+def rivals() -> set[str]:
+    """The causes that make a student learn worse, of which the one whose repair brings most is named."""
+    return {cause.id for cause in CAUSES if cause.rival}
+
+
+def register(cause: Cause) -> Cause:
+    """Add a cause of the user's own; it has its say after the others. One of the same id is replaced.
+
+    A new experiment is entered in `diag_lib.experiments.EXPERIMENTS` before. Raises `UserError` for an id of the
+    workbook's own causes, or an experiment that does not exist.
+    """
+    from diag_lib.experiments import EXPERIMENTS
+
+    if cause.id not in _OWN and any(cause.id == other.id for other in CAUSES):
+        raise UserError(f"cause {cause.id!r}: the workbook has a cause of that id; choose another")
+    if cause.experiment and ":" not in cause.experiment and cause.experiment not in EXPERIMENTS:
+        raise UserError(f"cause {cause.id!r}: no experiment {cause.experiment!r} in experiments.EXPERIMENTS")
+    CAUSES[:] = [*(other for other in CAUSES if other.id != cause.id), cause]
+    _OWN.add(cause.id)
+    return cause

@@ -19,6 +19,9 @@ import typer
 from diag_lib import __version__
 from diag_lib.arguments import (
     complete_arms,
+    complete_config,
+    complete_faults,
+    complete_keys,
     complete_presets,
     complete_steps,
     default_out,
@@ -44,11 +47,21 @@ app = typer.Typer(
 
 
 Config = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="A YAML settings file, or the name of a preset.")
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        autocompletion=complete_config,
+        help="A YAML settings file, or the name of a preset.",
+    ),
 ]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting; repeatable. Values are YAML."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        autocompletion=complete_keys,
+        help="Replace one setting; repeatable. Values are YAML.",
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -56,7 +69,9 @@ Out = Annotated[
 ]
 TrustCode = Annotated[
     bool,
-    typer.Option("--trust-code", help="Allow `arch: package.module:factory`, which runs that Python code."),
+    typer.Option(
+        "--trust-code", help="Run the networks, losses and plug-ins of your own that the settings name."
+    ),
 ]
 
 
@@ -71,7 +86,10 @@ def _root(
     diag demo                       see it work on data made here
     diag run my.yaml                diagnose your own training
     diag run --preset base --set dataset.root=photos --steps 01      audit a folder of images
-    diag COMMAND --help             more about one command
+    diag run my.yaml --preset safest --out reports/safest     your run with the guide's safest weights
+    diag compare reports/my reports/safest
+    diag COMMAND --help             more about one command, with examples
+    diag --install-completion       names of presets, steps, arms and faults by Tab
 
     Exit codes: 0 done (whatever the verdict), 1 --fail-on reached, 2 your input is wrong, 3 a step failed.
     """
@@ -86,7 +104,12 @@ def _root(
 def demo(
     fault: Annotated[
         str | None,
-        typer.Option("--fault", metavar="ID", help="Inject this fault, e.g. leakage, and see it named."),
+        typer.Option(
+            "--fault",
+            metavar="ID",
+            autocompletion=complete_faults,
+            help="Inject this fault, e.g. leakage, and see it named.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The run folder [default: reports/demo[-ID]].")
@@ -108,7 +131,12 @@ def demo(
 @app.command()
 def run(
     config: Annotated[
-        str | None, typer.Argument(metavar="CONFIG", help="A YAML settings file, or the name of a preset.")
+        str | None,
+        typer.Argument(
+            metavar="CONFIG",
+            autocompletion=complete_config,
+            help="A YAML settings file, or the name of a preset.",
+        ),
     ] = None,
     preset: Annotated[
         str | None,
@@ -201,9 +229,11 @@ def train(
     """
     settings = load_settings(config, None, assignments or ())
     _allow_code(trust_code)
+    from diag_lib.losses import named_loss
     from diag_lib.training import arm_settings, train_arms
 
-    arm_settings(settings, arm)  # an unknown arm leaves no folder behind
+    # An unknown arm or loss leaves no folder behind.
+    named_loss(arm_settings(settings, arm).training.distillation.loss)
     folder = _folder(settings, out)
     results = train_arms(settings, folder, [arm])
     if arm not in results:
@@ -221,7 +251,10 @@ def faults(
         typer.Option("--suite", help="quick: minutes; full: every fault and control."),
     ] = "quick",
     cause: Annotated[
-        list[str] | None, typer.Option("--cause", metavar="ID", help="Only this fault; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--cause", metavar="ID", autocompletion=complete_faults, help="Only this fault; repeatable."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Runs of each case.")] = 1,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the score table goes.")] = Path(
@@ -300,7 +333,10 @@ def lab(context: typer.Context) -> int:
 def doctor(
     weights_dir: Annotated[str, typer.Option(metavar="DIR", help="Where published weights lie.")] = "weights",
 ) -> int:
-    """Check this machine: is everything here?"""
+    """Check this machine: is everything here, and how long do things take on it?
+
+    A line marked note limits what works, FAIL keeps diag from working; both say what to do. Takes a few seconds.
+    """
     from diag_lib.doctor import examine
 
     marks = {"ok": "ok  ", "note": "note", "error": "FAIL"}
@@ -308,7 +344,8 @@ def doctor(
     for check in examine(Path(weights_dir)):
         bad += check.level == "error"
         typer.echo(f"{marks[check.level]}  {check.name:<12} {check.text}")
-    typer.echo("Ready." if not bad else f"{bad} thing{'s' if bad > 1 else ''} to repair, marked FAIL.")
+    repair = f"{bad} thing{'s' if bad > 1 else ''} to repair, marked FAIL."
+    typer.echo(repair if bad else "Ready. To see it work: diag demo")
     return DONE if not bad else STEP_FAILED
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from diag_lib import training
+from diag_lib.checks import with_own
 from diag_lib.evidence import Answer, Evidence, Finding, RunFolder, Severity
 from diag_lib.probes.compare import (
     MATERIAL_GAIN,
@@ -101,6 +102,7 @@ def run(
     numbers["schedule_fraction"] = arms.plan.schedule_fraction
     evidence = Evidence("distillation", findings, numbers, {"settings": settings.digest()})
     table.to_parquet(folder.artifact("arms.parquet"), index=False)
+    evidence = with_own(evidence, settings, folder)
     folder.write_evidence(evidence)
     return DistillationResult(arms, scores, table, choice, trend, arms.not_run, evidence, settings)
 

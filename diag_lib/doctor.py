@@ -1,4 +1,4 @@
-"""Is this machine ready: which Python, torch, device, threads, disk, kernel, browser and weights are here?"""
+"""Is this machine ready, what is here, and how long do training and teacher take on it?"""
 
 import importlib.metadata
 import importlib.util
@@ -7,13 +7,19 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from statistics import median
+from typing import TYPE_CHECKING, Literal
 
 from diag_lib import __version__
-from diag_lib.settings import WEIGHT_SUFFIXES
+from diag_lib.settings import BUDGET_IMAGE_STEPS, WEIGHT_SUFFIXES, load
+
+if TYPE_CHECKING:
+    from diag_lib.devices import Hardware
+    from diag_lib.models import PatchModel
 
 MIN_TORCH = (2, 6)  # earlier `weights_only` loading was unsafe (CVE-2025-32434)
 MIN_FREE_GB = 5.0
@@ -57,6 +63,8 @@ def examine(weights_dir: Path) -> Iterator[Check]:
     yield _browser()
     yield _weights(weights_dir)
     yield from _torch()
+    if importlib.util.find_spec("torch"):
+        yield from _speed()
 
 
 def _cores() -> str:
@@ -110,7 +118,7 @@ def _kernel() -> Check:
 def _browser() -> Check:
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     return (
-        Check("browser", "ok", found)
+        Check("browser", "ok", f"{found}; only the browser tests use it")
         if found
         else Check("browser", "ok", "no Chromium; only the browser tests use it")
     )
@@ -162,3 +170,62 @@ def _device() -> str:
         return "mps (Apple)"
     built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
     return f"cpu; no GPU is seen, {built}"
+
+
+def _speed() -> Iterator[Check]:
+    """What the default student and teacher take here, measured in a few seconds; rough, other programs count too."""
+    from diag_lib.devices import choose, step_timer
+    from diag_lib.models import build, build_student
+
+    settings = load("base")
+    way = choose(settings)
+    precision = str(way.dtype).removeprefix("torch.")
+    size, batch = settings.dataset.image_size, settings.training.batch_size
+    step = step_timer(lambda: build_student(settings)[0], way, batch, size)
+    trained = batch / median(step() for _ in range(3))
+    yield Check(
+        "training",
+        "ok",
+        f"about {trained:.0f} images/s: Tiny-LaDeDa, {size} pixels, batches of {batch}, {precision}",
+    )
+    asked = 1 / _seconds_of_teacher(build(settings.teacher.arch, None)[0], way, size)
+    yield Check(
+        "teacher",
+        "ok",
+        f"about {asked:.1f} images/s: LaDeDa9, {size} pixels; each image is asked once, then remembered",
+    )
+    times = [f"{name} {_duration(steps / trained)}" for name, steps in BUDGET_IMAGE_STEPS.items()]
+    yield Check(
+        "budgets",
+        "ok",
+        f"runtime.budget: {', '.join(times)} of training; the teacher {_duration(1000 / asked)} for 1,000 images"
+        f"{_busy()}",
+    )
+
+
+def _busy() -> str:
+    """A warning where other programs had the processors during the measurement."""
+    load_now, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    return f"; this machine is busy (load {load_now:.0f}), alone it is faster" if load_now > cores + 1 else ""
+
+
+def _seconds_of_teacher(teacher: "PatchModel", way: "Hardware", size: int) -> float:
+    """Seconds of one image's forward pass, the best of two after one to warm up."""
+    import torch
+
+    model = teacher.to(way.device)
+    x = torch.zeros(8 if way.device.type == "cuda" else 1, 3, size, size, device=way.device)
+    taken = []
+    with torch.inference_mode():
+        for _ in range(3):
+            started = time.perf_counter()
+            float(model(x).sum())  # waits for the device
+            taken.append(time.perf_counter() - started)
+    return min(taken[1:]) / len(x)
+
+
+def _duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from diag_lib.checks import with_own
 from diag_lib.evidence import SEVERITIES, Answer, Evidence, Finding, RunFolder, Severity
 from diag_lib.probes.agreement import Agreement, Interval, agreement, tail_share
 from diag_lib.probes.grid import IDENTITY, GridCheck
@@ -92,6 +93,7 @@ def run(settings: Settings, run_dir: RunFolder | str | Path, *, progress: bool =
     )
     table = _per_image(pairs)
     table.to_parquet(folder.artifact("logits.parquet"), index=False)
+    evidence = with_own(evidence, settings, folder)
     folder.write_evidence(evidence)
     return LogitsResult(
         pairs, sides, before, after, tail, pairs.grid, pairs.gradients, table, evidence, settings

@@ -7,12 +7,16 @@ entry in its table.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from diag_lib.errors import UserError
+from diag_lib.user_code import imported, require_trust
 
 MAD_TO_SD = 1.4826  # sd of a normal distribution over its median absolute deviation
 GUIDE_EPS = 1e-8  # of the guide's snippet for `batch`
@@ -118,7 +122,28 @@ def distillation_loss(
             raise ValueError(f"normalize: {weights.normalize} needs the teacher's dataset-level scale")
         scale = LogitScale(0.0, 1.0, 0.0, 1.0)
     s, t = NORMALIZATIONS[weights.normalize](student, teacher.detach().to(student), scale)
-    return DISTILLATION_LOSSES[weights.loss](s, t, weights.temperature)
+    return named_loss(weights.loss)(s, t, weights.temperature)
+
+
+@cache
+def named_loss(name: str) -> "Loss":
+    """The loss of that name: an entry of `DISTILLATION_LOSSES`, or `package.module:function` of the user's own.
+
+    Raises UserError for code that the user has not allowed or that does not give a scalar with a gradient.
+    """
+    if ":" not in name:
+        return DISTILLATION_LOSSES[name]
+    what = f"loss {name!r}"
+    require_trust(what)
+    loss: Loss = imported(name, what)
+    probe = torch.linspace(-1, 1, 36).reshape(2, 2, 3, 3)[:, :1].clone().requires_grad_()
+    try:
+        value = loss(probe, probe.detach().flip(0), 1.0)
+    except Exception as error:  # the user's own code may raise anything
+        raise UserError(f"{what} failed on maps (2, 1, 3, 3): {type(error).__name__}: {error}") from None
+    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
+        raise UserError(f"{what} must return a scalar tensor with a gradient to the student")
+    return loss
 
 
 # ---- losses: (student, teacher, temperature) -> scalar
@@ -213,7 +238,7 @@ DISTILLATION_LOSSES: dict[str, Loss] = {
     "bernoulli_kl": bernoulli_kl,
     "correlation": correlation,
 }
-"""Values of `training.distillation.loss`; only bernoulli_kl uses the temperature."""
+"""Values of `training.distillation.loss` (beside the user's own); of these only bernoulli_kl uses the temperature."""
 
 NORMALIZATIONS: dict[str, Normalization] = {
     "none": none,

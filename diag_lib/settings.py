@@ -28,11 +28,13 @@ from diag_lib.errors import UserError
 from diag_lib.plain_yaml import parse_yaml
 
 PREPROCESS = ("raw", "NPR", "x_grad", "y_grad", "left_diag", "right_diag")
+DISTILLATION_LOSSES = ("mse", "huber", "bernoulli_kl", "correlation")
 ARCHITECTURES = ("ladeda5", "ladeda9", "ladeda17", "ladeda33", "tiny_ladeda")
 BUDGET_IMAGE_STEPS = {"quick": 20_000, "standard": 400_000, "full": 4_000_000}
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 _MAX_BYTES = 1_000_000
+_REFERENCE = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # package.module:name
 
 
 def _as_path(value: Any) -> Any:
@@ -47,9 +49,27 @@ def _check_arch(value: Any) -> Any:
     allowed = ", ".join((*ARCHITECTURES, "timm/<name>", "package.module:factory"))
     if not isinstance(value, str):
         raise ValueError(f"text is expected, one of {allowed}")
-    if value in ARCHITECTURES or re.fullmatch(r"timm/[\w.\-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+    if value in ARCHITECTURES or re.fullmatch(rf"timm/[\w.\-]+|{_REFERENCE}", value):
         return value
     raise ValueError(f"{value!r} is not allowed; allowed: {allowed}{_suggestion(value, ARCHITECTURES)}")
+
+
+def _check_loss(value: Any) -> Any:
+    allowed = ", ".join((*DISTILLATION_LOSSES, "package.module:function"))
+    if value in DISTILLATION_LOSSES or (isinstance(value, str) and re.fullmatch(_REFERENCE, value)):
+        return value
+    near = _suggestion(value, DISTILLATION_LOSSES)
+    raise ValueError(f"{_show(value)} is not allowed{near}; allowed: {allowed}")
+
+
+def _check_plugin(value: Any) -> Any:
+    if (
+        isinstance(value, str)
+        and "\0" not in value
+        and (value.endswith(".py") or re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", value))
+    ):
+        return value
+    raise ValueError(f"{_show(value)} is not allowed; allowed: a .py file, or an importable module")
 
 
 def _check_device(value: Any) -> Any:
@@ -66,6 +86,8 @@ def _check_auto_count(value: Any) -> Any:
 
 FilePath = Annotated[Path, BeforeValidator(_as_path)]
 Architecture = Annotated[str, BeforeValidator(_check_arch)]
+DistillationLoss = Annotated[str, BeforeValidator(_check_loss)]
+Plugin = Annotated[str, BeforeValidator(_check_plugin)]
 Device = Annotated[str, BeforeValidator(_check_device)]
 AutoCount = Annotated[Literal["auto"] | int, BeforeValidator(_check_auto_count)]
 Preprocess = Literal["raw", "NPR", "x_grad", "y_grad", "left_diag", "right_diag"]
@@ -134,7 +156,7 @@ class DistillationSettings(_Section):
 
     alpha_distill: NonNegative = 0.5
     alpha_task: NonNegative = 0.5
-    loss: Literal["mse", "huber", "bernoulli_kl", "correlation"] = "mse"
+    loss: DistillationLoss = "mse"
     normalize: Literal["none", "center", "standardize", "robust", "batch", "layer"] = "none"
     temperature: Positive = 1.0
 
@@ -207,6 +229,7 @@ class Settings(_Section):
     pooling: PoolingSettings = PoolingSettings()
     training: TrainingSettings = TrainingSettings()
     history: FilePath | None = None
+    plugins: list[Plugin] = []
     runtime: RuntimeSettings = RuntimeSettings()
     thresholds: ThresholdSettings = ThresholdSettings()
 
@@ -413,12 +436,16 @@ def _map_leaves(tree: Mapping[str, Any], base: Path, prefix: str) -> dict[str, A
             result[key] = _map_leaves(value, base, f"{dotted}.")
         elif isinstance(value, str) and value and "\0" not in value and _is_path(dotted, value):
             result[key] = str((base / Path(value).expanduser()).absolute())
+        elif dotted == "plugins" and isinstance(value, list):
+            result[key] = [_map_leaves({"plugins": item}, base, "")["plugins"] for item in value]
         else:
             result[key] = value
     return result
 
 
 def _is_path(dotted: str, value: str) -> bool:
+    if dotted == "plugins":
+        return value.endswith(".py")
     return dotted in _PATH_KEYS or (
         dotted in _WEIGHT_KEYS and (value.endswith(WEIGHT_SUFFIXES) or "/" in value or "\\" in value)
     )

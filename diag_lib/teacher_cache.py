@@ -6,7 +6,6 @@ view and the bytes of the image file. Only what is missing is computed; all arms
 """
 
 import hashlib
-import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from diag_lib.map_store import MISSING, MapStore
 from diag_lib.models import PatchModel, build_teacher, pool, state_sha
 from diag_lib.models.folding import folded
 from diag_lib.settings import PoolingSettings, Settings
+from diag_lib.user_code import module_files
 
 # Images of 256 pixels in one forward pass, up to `MOST_IMAGES` smaller ones. On a CPU the activations of more
 # no longer fit into its caches (LaDeDa9: 547 ms an image alone, 580 by fours, 595 by eights).
@@ -324,16 +324,11 @@ def _stable(text: str) -> str:
 
 
 def code_hash(arch: str) -> str:
-    """Hash of the source that defines the network: ours, or the user's own module (which is not imported)."""
+    """Hash of the source that defines the network (or loss): ours, or the user's own module (which is not imported)."""
     if ":" not in arch:
         return _hash(sorted(Path(models.__file__).parent.glob("*.py")))
-    relative = Path(*arch.split(":")[0].split("."))
-    for place in (*map(Path, sys.path), Path.cwd()):
-        if (place / relative.with_suffix(".py")).is_file():
-            return _hash([place / relative.with_suffix(".py")])
-        if (place / relative / "__init__.py").is_file():
-            return _hash(sorted((place / relative).glob("*.py")))
-    return ""
+    files = module_files(arch.split(":")[0])
+    return _hash(files) if files else ""
 
 
 def _hash(files: Sequence[Path]) -> str:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import diag_lib
 from diag_lib import cli
-from diag_lib.arguments import load_settings, parse_steps
+from diag_lib.arguments import complete_config, load_settings, parse_steps
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS
 from diag_lib.settings import Settings, preset_names
@@ -319,6 +319,21 @@ class TestHelp:
 
         assert "finetune-teacher" in complete("diag fine", 1)
         assert "safest" in complete("diag run --preset sa", 3)
+        assert complete("diag faults --cause lr_too", 3) == ["lr_too_low", "lr_too_high"]
+        assert complete("diag faults --suite f", 3) == ["full"]
+        assert "standardized" in complete("diag train my.yaml --arm st", 4)
+        assert "training.seed=" in complete("diag run --set training.s", 3)
+        assert complete("diag run --steps bas", 3) == ["baseline"]
+
+    def test_completion_of_settings_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "setups").mkdir()
+        for name in ("safe.yaml", "safe.txt", "setups/mine.yml"):
+            (tmp_path / name).touch()
+        assert complete_config("sa") == ["safest", "safe.yaml"]
+        assert complete_config("se") == ["setups/"]
+        assert complete_config("setups/") == ["setups/mine.yml"]
+        assert complete_config("nowhere/") == []
 
 
 class TestDoctor:
@@ -330,7 +345,17 @@ class TestDoctor:
         (tmp_path / "weights" / "WildRF_LaDeDa.pth").touch()
         code = cli.main(["doctor"])
         out = capsys.readouterr().out
-        for name in ("python", "torch", "device", "threads", "disk", "kernel", "browser"):
+        for name in (
+            "python",
+            "torch",
+            "device",
+            "threads",
+            "disk",
+            "kernel",
+            "training",
+            "teacher",
+            "budgets",
+        ):
             assert f"  {name} " in out, out
         assert "WildRF_LaDeDa.pth" in out
         assert (code == 0) == ("FAIL" not in out.replace("marked FAIL", ""))

@@ -22,6 +22,7 @@ from diag_lib.audit import (
 )
 from diag_lib.audit.part import Case, Part
 from diag_lib.audit.scan import Fitting, in_sample, scan_images
+from diag_lib.checks import with_own
 from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.images import ImageTable, read_table
 from diag_lib.images.store import worker_count
@@ -78,6 +79,7 @@ def run(settings: Settings, run_dir: str | Path | RunFolder, *, progress: bool =
         {"n_images": len(case.frame), **_merged(parts)},
         {"dataset": table.fingerprint, "settings": settings.digest("dataset", "training.seed")},
     )
+    evidence = with_own(evidence, settings, folder)
     folder.write_evidence(evidence)
     tables = {name: frame for part in parts for name, frame in part.tables.items()}
     return AuditResult(settings, case.frame, case.sample, evidence, tables)

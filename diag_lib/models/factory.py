@@ -1,8 +1,5 @@
 """Which network does the setting `arch` stand for, and with which weights was it built?"""
 
-import importlib
-import os
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +16,11 @@ from diag_lib.models.base import Geometry, PatchModel, geometry_from_map
 from diag_lib.models.ladeda import LARGE_KERNELS, LaDeDa
 from diag_lib.models.tiny_ladeda import TinyLaDeDa
 from diag_lib.models.weights import LoadReport, load_into, read_state, resolve_weights
+from diag_lib.user_code import imported, require_trust
 
 if TYPE_CHECKING:
     from diag_lib.settings import Settings
 
-TRUST_VARIABLE = "DIAG_TRUST_CODE"
 OWN_FACTORIES = "diag_lib.faults.factories:"
 """The fault lab's networks, part of this package: they need no trust."""
 DEFAULT_IMAGE_SIZE = 256
@@ -32,11 +29,6 @@ ARCHITECTURES: dict[str, Callable[[str, str, float], PatchModel]] = {
     **dict.fromkeys(LARGE_KERNELS, LaDeDa),
     "tiny_ladeda": TinyLaDeDa,
 }
-
-
-def trust_code() -> bool:
-    """Whether the user allowed networks of their own code (`--trust-code`, or DIAG_TRUST_CODE=1)."""
-    return os.environ.get(TRUST_VARIABLE) == "1"
 
 
 class FactoryModel(PatchModel):
@@ -175,18 +167,9 @@ def _construct(
 
 
 def _from_user_code(arch: str, size: int) -> FactoryModel:
-    if not trust_code() and not arch.startswith(OWN_FACTORIES):
-        raise UserError(
-            f"arch {arch!r} runs code of yours: allow it with --trust-code (or {TRUST_VARIABLE}=1)"
-        )
-    module_name, _, attribute = arch.partition(":")
-    try:
-        with _working_directory_importable():
-            factory = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise UserError(f"arch {arch!r}: {error}; run from the folder that holds {module_name}") from None
-    except AttributeError:
-        raise UserError(f"arch {arch!r}: module {module_name} has no {attribute!r}") from None
+    if not arch.startswith(OWN_FACTORIES):
+        require_trust(f"arch {arch!r}")
+    factory = imported(arch, f"arch {arch!r}")
     try:
         net = factory()
     except Exception as error:  # the user's own code may raise anything
@@ -198,19 +181,6 @@ def _from_user_code(arch: str, size: int) -> FactoryModel:
     model = FactoryModel(arch, net)
     _check_factory_output(model, size)
     return model
-
-
-@contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    added = here not in sys.path and "" not in sys.path
-    if added:
-        sys.path.append(here)
-    try:
-        yield
-    finally:
-        if added:
-            sys.path.remove(here)
 
 
 @torch.no_grad()

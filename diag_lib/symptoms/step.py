@@ -5,11 +5,12 @@ A symptom names no cause: a useless teacher, a learning rate that is too low and
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
+from diag_lib.checks import with_own
 from diag_lib.errors import UserError
 from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.history import History, from_lists, read_history
@@ -63,6 +64,7 @@ def run(settings: Settings, run_dir: RunFolder | Path | str, *, progress: bool =
         history, measured = _status_quo(settings, folder, progress)
     result = diagnose(history, settings, measured)
     folder.write_json("artifacts/symptoms_history.json", history.epochs.to_dict("list"))
+    result = replace(result, evidence=with_own(result.evidence, settings, folder))
     folder.write_evidence(result.evidence)
     return result
 

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from diag_lib.checks import with_own
 from diag_lib.devices import choose
 from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.images import ImageSet, open_split
@@ -152,6 +153,7 @@ def run(settings: Settings, run_dir: RunFolder | str | Path, *, progress: bool =
             "teacher_maps": maps["val"].key,
         },
     )
+    evidence = with_own(evidence, settings, folder)
     folder.write_evidence(evidence)
     return TeacherResult(
         settings, report, scores, aucs["val"], aucs["train"], _by_source(scores),

@@ -107,6 +107,7 @@ def make_job(
         "code": [
             _own_code(),
             *(code_hash(parts[part]["arch"]) for part in ("teacher", "student") if part in parts),
+            code_hash(parts["training"]["distillation"].get("loss", "")),
         ],
         "torch": torch.__version__,
         "device": choose(chosen).name,

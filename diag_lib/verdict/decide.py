@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diag_lib.causes import CAUSES, Cause
+from diag_lib.causes import CAUSES, Cause, inflating, rivals
 from diag_lib.experiments import SIGNIFICANT, Comparison, Trials, experiment
 from diag_lib.screens import Case, RuledOut, Suspicion
 from diag_lib.training import ArmResult
 from diag_lib.verdict.gates import gates
-from diag_lib.verdict.judging import RIVALS, Trial, established, judge_all, strongest_rival
+from diag_lib.verdict.judging import Trial, established, judge_all, strongest_rival
 from diag_lib.verdict.result import NamedCause, Open, VerdictResult
-from diag_lib.verdict.second_look import INFLATION, behind
+from diag_lib.verdict.second_look import behind
 from diag_lib.verdict.words import summary
 
 GAIN_GROUPS = ("optimisation", "model", "loss")
@@ -62,13 +62,14 @@ def examine(trials: Trials, causes: Sequence[Cause]) -> Examined:
     opinions = [(cause, cause.screen(case)) for cause in causes]
     ruled_out = [(cause.id, opinion.because) for cause, opinion in opinions if isinstance(opinion, RuledOut)]
     suspects = [(cause, opinion) for cause, opinion in opinions if isinstance(opinion, Suspicion)]
+    flatters, contending = inflating(), rivals()
     tried: list[Trial] = []
     undecided: list[Open] = []
     # Weak suspicions come last: an experiment is spent on them only while nothing is established.
     for cause, suspicion in sorted(suspects, key=lambda suspect: suspect[1].weak):
         sure = established(judge_all(tried, case))
         explained = [other for other in sure if other in cause.yields_to]
-        flattered = [other for other in sure if other in INFLATION and cause.group in GAIN_GROUPS]
+        flattered = [other for other in sure if other in flatters and cause.group in GAIN_GROUPS]
         if explained:
             ruled_out.append((cause.id, f"{explained[0]} explains the same evidence"))
         elif flattered:
@@ -76,7 +77,7 @@ def examine(trials: Trials, causes: Sequence[Cause]) -> Examined:
                 f"{suspicion.because}; not tested while {flattered[0]} flatters every AUC: repair that first"
             )
             undecided.append(Open(cause.id, text))
-        elif suspicion.weak and [other for other in sure if not (cause.rival and other in RIVALS)]:
+        elif suspicion.weak and [other for other in sure if not (cause.rival and other in contending)]:
             text = f"{suspicion.because}; not tested, since {sure[0]} is established"
             undecided.append(Open(cause.id, text, suspicion.needs))
         else:

@@ -3,14 +3,13 @@
 import math
 from dataclasses import replace
 
-from diag_lib.causes import CAUSES, HEALTHY_GAIN, Cause, Status
+from diag_lib.causes import HEALTHY_GAIN, Cause, Status, rivals
 from diag_lib.experiments import SIGNIFICANT, Comparison
 from diag_lib.screens import MATERIAL_GAIN, Case, RuledOut, Suspicion
 from diag_lib.statistics import holm, n_for_gain
 from diag_lib.verdict.result import NamedCause, Open
 from diag_lib.verdict.words import reached_text
 
-RIVALS = frozenset(cause.id for cause in CAUSES if cause.rival)
 CLEARLY_LESS = 0.03
 """AUC by which one intervention must fall short of another to be no explanation beside it."""
 FEW_STEPS = 100
@@ -36,15 +35,16 @@ def strongest_rival(
     `CLEARLY_LESS` below the best is ruled out; one that is about as good is named as equivalent. After a handful of
     steps, though, everything that speeds the training helps: then it is too short.
     """
-    rivals = [
-        found for found in judged if isinstance(found, NamedCause) and found.id in RIVALS and found.proof
+    known = rivals()
+    contenders = [
+        found for found in judged if isinstance(found, NamedCause) and found.id in known and found.proof
     ]
-    if len(rivals) < 2:
+    if len(contenders) < 2:
         return judged
-    reached = {found.id: found.proof.after.auc.value for found in rivals if found.proof}
+    reached = {found.id: found.proof.after.auc.value for found in contenders if found.proof}
     hurried = "undertrained" if "undertrained" in reached and _few_steps(case) else None
     top = reached[hurried] if hurried else max(reached.values())
-    level = [found for found in rivals if abs(reached[found.id] - top) < CLEARLY_LESS]
+    level = [found for found in contenders if abs(reached[found.id] - top) < CLEARLY_LESS]
     best = min(level, key=lambda found: (found.id != hurried, found.status != "established"))
     told = "The interventions bring the same; apply one, run again, and see whether the other still helps."
     others = tuple(found.id for found in level if found is not best)
@@ -54,7 +54,7 @@ def strongest_rival(
             return replace(
                 best, equivalent=(*best.equivalent, *others), told_apart_by=best.told_apart_by or told
             )
-        if isinstance(found, NamedCause) and found in rivals and found is not best:
+        if isinstance(found, NamedCause) and found in contenders and found is not best:
             return RuledOut(
                 f"{found.because}; but {best.id} explains it: "
                 f"AUC {reached[best.id]:.2f} against {reached[found.id]:.2f}"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from diag_lib import images
-from diag_lib.causes import CAUSES, Cause
+from diag_lib.causes import CAUSES, Cause, inflating
 from diag_lib.experiments import (
     BCE_ONLY,
     STATUS_QUO,
@@ -27,7 +27,6 @@ from diag_lib.training import ArmResult
 from diag_lib.verdict.judging import CLEARLY_LESS, Trial, judge_all, strongest_rival
 from diag_lib.verdict.result import NamedCause
 
-INFLATION = frozenset(cause.id for cause in CAUSES if cause.proof == "inflation_removed")
 HIDDEN_GROUPS = ("teacher", "loss", "optimisation", "model")
 """Groups whose evidence is mostly independent of the student, so that it still holds when another fault is repaired."""
 
@@ -74,7 +73,7 @@ def _suspects(case: Case, known: Collection[str], flattering: bool) -> list[tupl
     return [
         (cause, opinion)
         for cause in CAUSES
-        if (cause.id in INFLATION or (cause.group in HIDDEN_GROUPS and not flattering))
+        if (cause.id in inflating() or (cause.group in HIDDEN_GROUPS and not flattering))
         and cause.id not in known
         and not set(known) & set(cause.yields_to)
         and isinstance(opinion := cause.screen(case), Suspicion)
@@ -97,7 +96,7 @@ def _proof(cause: Cause, world: Trials, told: str) -> Comparison | None:
     patch = cause.fix(world.case).settings
     if cause.proof == "gain" and patch:
         found = world.repaired(cause.id, patch)
-    elif cause.id in INFLATION:
+    elif cause.id in inflating():
         found = experiment(world, str(cause.experiment))
     else:
         return None

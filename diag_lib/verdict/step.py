@@ -10,6 +10,7 @@ from diag_lib.experiments import Trials
 from diag_lib.images import read_table
 from diag_lib.probes.labels import doubtful
 from diag_lib.settings import Settings
+from diag_lib.user_code import load_plugins
 from diag_lib.verdict.decide import decide
 from diag_lib.verdict.result import NamedCause, VerdictResult, recommended_yaml
 
@@ -22,6 +23,7 @@ def run(settings: Settings, run_dir: str | Path, *, progress: bool = True) -> Ve
     Needs the evidence of the earlier steps; steps that did not run make the verdict incomplete, and their
     causes stay silent. Raises `UserError` when the settings or the dataset are unusable.
     """
+    load_plugins(settings)
     folder = RunFolder(run_dir).create()
     evidence = {step: found for step in STEPS[:-1] if (found := folder.read_evidence(step)) is not None}
     missing = tuple(step for step in STEPS[:-1] if step not in evidence)

@@ -39,7 +39,7 @@ class BalanceBoard(Board):
             layout=slider_layout(),
         )
         self.normalize = buttons("normalize", NORMALIZATIONS, weights.normalize)
-        self.loss = buttons("loss", DISTILLATION_LOSSES, weights.loss)
+        self.loss = buttons("loss", dict.fromkeys((*DISTILLATION_LOSSES, weights.loss)), weights.loss)
         self.temperature = ipw.SelectionSlider(
             options=[(f"{value:g}", value) for value in sorted({*TEMPERATURES, weights.temperature})],
             value=weights.temperature,

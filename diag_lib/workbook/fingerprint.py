@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import sys
 from functools import lru_cache
 from pathlib import Path
 
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS, RunFolder
 from diag_lib.settings import Settings
+from diag_lib.user_code import source_hash
 
 # Of the runtime section only the budget can change a result; the rest says where and how fast.
 SETTINGS_PARTS = (
@@ -37,7 +37,7 @@ def inputs(settings: Settings) -> dict[str, str]:
         "history": _file_hash(settings.history) if settings.history else "",
         "curation": _file_hash(settings.dataset.curation) if settings.dataset.curation else "",
         "code": code_version(),
-        "user_code": _user_code(settings),
+        "user_code": source_hash(settings),
     }
 
 
@@ -77,21 +77,6 @@ def _weights(settings: Settings) -> str:
         except UserError:
             found.append(f"unresolved {model.weights}")
     return " ".join(found)
-
-
-def _user_code(settings: Settings) -> str:
-    """Hash of the files of `module:factory` models, found without importing anything."""
-    digest, found = hashlib.sha256(), False
-    for arch in (settings.teacher.arch, settings.student.arch):
-        module, colon, _ = arch.partition(":")
-        if colon:
-            relative = Path(*module.split("."))
-            for folder in (Path.cwd(), *map(Path, sys.path)):
-                for candidate in (folder / relative.with_suffix(".py"), folder / relative / "__init__.py"):
-                    if candidate.is_file():
-                        digest.update(candidate.read_bytes())
-                        found = True
-    return digest.hexdigest() if found else ""
 
 
 def _file_hash(path: Path) -> str:

@@ -6,14 +6,16 @@ from pathlib import Path
 from diag_lib.errors import UserError
 from diag_lib.images import printable
 from diag_lib.settings import Settings
+from diag_lib.user_code import load_plugins
 
 _NEED_TEACHER = {"teacher", "logits", "distillation"}
 _NEED_STUDENT = {"logits", "baseline", "distillation"}
 
 
 def refuse_mistakes(settings: Settings, steps: Sequence[str], out: Path) -> None:
-    """Raise `UserError` for a run folder, history or network with which the steps cannot work."""
+    """Raise `UserError` for a run folder, history, network or code with which the steps cannot work."""
     keep_out_of_dataset(settings, out)
+    load_plugins(settings)
     if "symptoms" in steps and settings.history is not None:
         from diag_lib.history import read_history
 
@@ -41,9 +43,11 @@ def keep_out_of_dataset(settings: Settings, out: Path) -> None:
 
 
 def _refuse_networks(settings: Settings, *, teacher: bool, student: bool) -> None:
+    from diag_lib.losses import named_loss
     from diag_lib.models import build_student, build_teacher, select_trainable
 
     if teacher:
+        named_loss(settings.training.distillation.loss)
         build_teacher(settings)[0].map_size(settings.dataset.image_size)
     if student:
         model, _ = build_student(settings)
