@@ -34,7 +34,7 @@ LAYOUT = (
 )
 COLUMNS = ("path", "file", "label", "split", "source", "size", "mtime_ns")
 _JUNK_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
-_MAX_NOTES = 10_000
+_MAX_NOTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,11 @@ def _place(folders: Sequence[str], splits: dict[str, str]) -> _Place:
 
 
 def _walk(root: str, notes: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, ...], "os.DirEntry[str]"]]:
-    """(path parts, entry) of every image file under root, links followed, loops cut, in sorted order."""
+    """(path parts, entry) of every image file under root, links followed, loops cut, in sorted order.
+
+    A link may lead out of the root, as in sets made of links; it is noted, for pictures in a report may be private.
+    """
+    inside = os.path.realpath(root) + os.sep
     stack: list[tuple[str, tuple[str, ...], frozenset[tuple[int, int]]]] = [(root, (), frozenset())]
     while stack:
         folder, parts, above = stack.pop()
@@ -231,7 +235,12 @@ def _walk(root: str, notes: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, 
         for child in children:
             where = (*parts, child.name)
             kind = _kind_of(child)
+            if kind in ("folder", "image") and child.is_symlink():
+                if not (os.path.realpath(child.path) + os.sep).startswith(inside):
+                    _note(notes, "/".join(where), "link out of the dataset's folder, followed")
             if kind == "folder":
+                if os.path.splitext(child.name)[1].lower() in SUFFIX_FORMAT:
+                    _note(notes, "/".join(where), "a folder, named like an image")
                 below.append((child.path, where, above | {identity}))
             elif kind == "image":
                 yield where, child
@@ -310,6 +319,8 @@ def _table(entries: Sequence[Entry], notes: list[tuple[str, str]], curated: dict
 def _note(notes: list[tuple[str, str]], path: str, reason: str) -> None:
     if len(notes) < _MAX_NOTES:
         notes.append((printable(path), reason))
+    elif len(notes) == _MAX_NOTES:
+        notes.append(("", f"further notes beyond the first {_MAX_NOTES:,} are not counted"))
 
 
 def _listing(folder: Path) -> str:
