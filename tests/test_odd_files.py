@@ -1,4 +1,4 @@
-"""Does every broken, odd or hostile file end as an image or as a counted, listed reason - in bounded memory and time?"""
+"""Does every broken, odd or hostile file end as an image or as a listed reason, in bounded memory and time?"""
 
 import os
 import subprocess

@@ -34,7 +34,7 @@ LARGE_PIXELS = 16_000_000
 would need eight times their memory."""
 BAND_PIXELS = 1_000_000
 MAX_SCANS = 100
-"""Scans of a progressive JPEG (libjpeg's own script has 10): each costs a pass over the picture, however short it is."""
+"""Scans of a progressive JPEG (libjpeg's own script has 10): each, however short, costs a pass over the picture."""
 _PLUGINS = {
     "JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "BMP": "Bmp", "TIFF": "Tiff", "GIF": "Gif",
     "PPM": "Ppm", "JPEG2000": "Jpeg2K", "AVIF": "Avif",

@@ -235,9 +235,8 @@ def _walk(root: str, notes: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, 
         for child in children:
             where = (*parts, child.name)
             kind = _kind_of(child)
-            if kind in ("folder", "image") and child.is_symlink():
-                if not (os.path.realpath(child.path) + os.sep).startswith(inside):
-                    _note(notes, "/".join(where), "link out of the dataset's folder, followed")
+            if kind in ("folder", "image") and child.is_symlink() and _leads_out(child.path, inside):
+                _note(notes, "/".join(where), "link out of the dataset's folder, followed")
             if kind == "folder":
                 if os.path.splitext(child.name)[1].lower() in SUFFIX_FORMAT:
                     _note(notes, "/".join(where), "a folder, named like an image")
@@ -247,6 +246,10 @@ def _walk(root: str, notes: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, 
             elif kind:
                 _note(notes, "/".join(where), kind)
         stack.extend(reversed(below))
+
+
+def _leads_out(path: str, inside: str) -> bool:
+    return not (os.path.realpath(path) + os.sep).startswith(inside)
 
 
 def _kind_of(entry: "os.DirEntry[str]") -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS, RunFolder
+from diag_lib.images.sources import stat_of
 from diag_lib.settings import Settings
 
 # Of the runtime section only the budget can change a result; the rest says where and how fast.
@@ -95,6 +96,14 @@ def _user_code(settings: Settings) -> str:
 
 
 def _file_hash(path: Path) -> str:
+    """Hash of a file's bytes; of a folder (a history of events) the names, sizes and times in it."""
+    if path.is_dir():
+        listing = [
+            (str(f.relative_to(path)), *stat_of(str(f))) for f in sorted(path.rglob("*")) if f.is_file()
+        ]
+        return hashlib.sha256(repr(listing).encode("utf-8", "surrogateescape")).hexdigest()
+    if not path.is_file():  # nothing there, or a pipe that would never end
+        return "missing"
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
