@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from diag_lib.errors import UserError
-from diag_lib.images.sources import CLASS_LABELS, Entry, printable, split_names, stat_of
+from diag_lib.images.sources import CLASS_LABELS, Entry, printable, shown_path, split_names, stat_of
 from diag_lib.settings import Settings
 
 LABELS: dict[str, int] = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, **CLASS_LABELS}
@@ -87,7 +87,7 @@ def curate(
     for number, row in _rows(file, ("path", "action")):
         where = f"{name}, row {number}"
         action, path = row["action"].strip().lower(), row["path"].strip()
-        path = path if path in known else printable(path)  # as reports show it, or as the disk has it
+        path = path if path in known else shown_path(path)  # as reports show it, or as the disk has it
         if action not in ACTIONS:
             raise UserError(
                 f"{where}: action {printable(row['action'])!r} is not allowed; allowed: exclude, relabel"
@@ -227,7 +227,7 @@ def _shown(files: Sequence[str], folder: str) -> list[str]:
     relative = (
         file[len(inside) :] if file.startswith(inside) else os.path.relpath(file, common) for file in files
     )
-    return [printable(path.replace(os.sep, "/")) for path in relative]
+    return [shown_path(path.replace(os.sep, "/")) for path in relative]
 
 
 def _assign_splits(entries: Sequence[Entry], seed: int) -> list[Entry]:

@@ -33,6 +33,8 @@ LAYOUT = (
     "or a .csv/.parquet manifest"
 )
 COLUMNS = ("path", "file", "label", "split", "source", "size", "mtime_ns")
+FORMULA = ("=", "+", "-", "@")
+"""What makes a spreadsheet take a cell for a formula."""
 _JUNK_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
 _MAX_NOTES = 1_000_000
 
@@ -109,6 +111,11 @@ def printable(text: str) -> str:
     return "".join(character if _plain(character) else _escape(character) for character in text)
 
 
+def shown_path(path: str) -> str:
+    """A relative path as tables and reports name it: printable, and no formula for a spreadsheet that opens a CSV."""
+    return printable(f"./{path}" if path.startswith(FORMULA) else path)
+
+
 def _plain(character: str) -> bool:
     return character.isprintable() and character != "\\"
 
@@ -174,7 +181,7 @@ def _read_folders(root: Path, settings: Settings, notes: list[tuple[str, str]]) 
         size, mtime = found.stat().st_size, found.stat().st_mtime_ns
         source = printable("/".join(place.source))
         entries.append(
-            Entry(printable("/".join(parts)), found.path, place.label, place.split, source, size, mtime)
+            Entry(shown_path("/".join(parts)), found.path, place.label, place.split, source, size, mtime)
         )
     if not entries:
         what = "split folder (train, val)" if without_split >= without_class else "class folder (real, fake)"
