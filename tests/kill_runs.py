@@ -63,6 +63,14 @@ def at_work(out: Path) -> str:
     return running[0] if running else "between steps"
 
 
+def wait_until(process: "subprocess.Popen[str]", out: Path, step: str, seconds: float) -> str:
+    """Wait until the run has been in `step` for `seconds`, or is over; what it is at then."""
+    while process.poll() is None and at_work(out) != step:
+        time.sleep(0.05)
+    time.sleep(seconds)
+    return at_work(out) if process.poll() is None else "finished"
+
+
 def verdict(out: Path) -> Any:
     """The verdict without times."""
     return _without(json.loads((out / "verdict.json").read_text(encoding="utf-8")))

@@ -42,6 +42,16 @@ def inputs(settings: Settings) -> dict[str, str]:
     }
 
 
+def dataset_of(settings: Settings) -> str:
+    """The fingerprint of the dataset as it is now, "" when it cannot be listed any more."""
+    from diag_lib.images import read_table
+
+    try:
+        return str(read_table(settings).fingerprint)
+    except UserError:
+        return ""
+
+
 def step_key(step: str, notebook: Path, common: dict[str, str], folder: RunFolder) -> str:
     """The key of one step: the common inputs, its notebook, and for the verdict the evidence it reads."""
     parts = {**common, "step": step, "notebook": _file_hash(notebook)}
