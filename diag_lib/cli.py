@@ -417,7 +417,8 @@ def _need(*modules: str, extra: str) -> None:
 
 
 # The user's disk and permissions; any other OSError is a fault of ours.
-_USERS_OSERRORS = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_USERS_OSERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, *_FULL}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -437,7 +438,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (text := usage_line(error)) is not None:
             return _complain(text, WRONG_INPUT)
         if isinstance(error, OSError) and error.errno in _USERS_OSERRORS:
-            return _complain(f"{error.filename or 'writing'}: {error.strerror}", WRONG_INPUT)
+            where = error.filename or "the run folder or the cache"
+            more = "; free some, then the same command continues" if error.errno in _FULL else ""
+            return _complain(f"{where}: {error.strerror}{more}", WRONG_INPUT)
         traceback.print_exc()
         return _complain("this is a fault in diag itself; please report it with the lines above", STEP_FAILED)
     if code == INTERRUPTED:

@@ -255,6 +255,7 @@ def _thumbnail(image: Any) -> str:
 
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     picture = picture.convert("RGB")
+    picture.info.clear()  # EXIF, comments and profiles would be saved too
     picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)

@@ -1,5 +1,7 @@
 """What went wrong, in one line the user can act on."""
 
+MAX_LENGTH = 2_000  # a message quotes the user's file, which may have lines of megabytes
+
 
 class UserError(Exception):
     """A mistake in the user's input; the message is one line that says what to change.
@@ -8,4 +10,5 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]} ...")

@@ -171,7 +171,12 @@ def _text(path: Path) -> str:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise UserError(f"history {path.name}: has {size:,} bytes; the limit is {MAX_BYTES:,}")
-        content = path.read_bytes()
+        if not path.is_file():  # a pipe or a device would never end
+            raise UserError(
+                f"history {path.name}: is no regular file; name your training's JSON, CSV or events"
+            )
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"history {path.name}: cannot be read ({error.strerror})") from None
     if content.startswith(_PICKLES) or path.suffix.lower() in {".pkl", ".pickle", ".pt", ".pth"}:
@@ -274,6 +279,9 @@ def _from_csv(text: str, source: str) -> tuple[dict[str, list[Any]], list[str]]:
     if len(rows) < 2:
         raise UserError(f"history {source}: holds no epochs; wanted are a header line and one line an epoch")
     names = [name.strip().strip('"') for name in rows[0]]
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"history {source}: the column {twice[:40]!r} stands twice; keep one of them")
     for number, row in enumerate(rows[1:], 2):
         if len(row) > len(names) and any(cell.strip() for cell in row[len(names) :]):
             raise UserError(

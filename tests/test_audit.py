@@ -16,6 +16,7 @@ from diag_lib import audit
 from diag_lib import settings as settings_module
 from diag_lib.audit import jpeg, scan, shortcuts, spectrum
 from diag_lib.audit.part import share_interval
+from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder
 from diag_lib.images import decode_bytes, hashing
 from diag_lib.statistics import auc
@@ -135,6 +136,21 @@ def test_processes_give_what_one_thread_gives(tmp_path: Path, monkeypatch: pytes
 
 
 # ---- integrity
+
+
+def test_a_worker_that_dies_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "IN_PROCESS", 0)
+
+    def die(name: str) -> dict[str, object]:
+        import os
+        import signal
+
+        if name == "130":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"name": name}
+
+    with pytest.raises(UserError, match=r"worker process died .* runtime\.workers"):
+        scan.over_files(die, [(str(number),) for number in range(200)], 2, "")
 
 
 def test_unreadable_files_are_counted_by_reason(clean: Path, tmp_path: Path) -> None:

@@ -558,6 +558,22 @@ def test_a_second_run_keeps_what_is_done_and_repeats_what_failed(failing_run):
 
 
 @pytest.mark.slow
+def test_a_dataset_that_changes_under_the_run_is_told_and_its_step_is_not_kept(tmp_path):
+    config = sample.settings_file(tmp_path)
+    picture = next(load(config).dataset.root.rglob("*.png"))
+    change = f"import pathlib\npathlib.Path({str(picture)!r}).write_bytes(b'another')"
+    books = sample.notebooks(
+        tmp_path / "books", audit=sample.notebook("audit", change, sample.evidence_cell("audit"))
+    )
+    steps, out = ["symptoms", "audit", "teacher"], tmp_path / "run"
+    with pytest.raises(UserError, match=r"changed during Dataset audit.*again"):
+        workbook.run_workbook(config, out, steps=steps, notebooks=books, say=lambda line: None)
+    lines = RunState.load(RunFolder(out)).steps
+    assert [lines[step].status for step in ("audit", "teacher")] == ["failed", "not run"]
+    assert "The dataset changed while the run was reading it" in _text(out / "01_audit.html")
+
+
+@pytest.mark.slow
 def test_fail_on_and_fresh(tmp_path):
     books = sample.notebooks(tmp_path / "books")
     config = sample.settings_file(tmp_path)

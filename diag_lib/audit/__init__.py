@@ -61,8 +61,8 @@ def run(settings: Settings, run_dir: str | Path | RunFolder, *, progress: bool =
     """Audit the dataset of the settings and write `evidence/audit.json`.
 
     Also writes `artifacts/audit.parquet` (a row per image), `duplicates.parquet`, `leakage.parquet` (val_path,
-    train_path, distance, ...), `unreadable.parquet` and `label_issues.parquet`. Scores that later steps of this run
-    have left are asked about the labels.
+    train_path, distance, ...), `unreadable.parquet`, `ignored.parquet` and `label_issues.parquet`. Scores that later
+    steps of this run have left are asked about the labels.
 
     Raises
     ------

@@ -60,7 +60,10 @@ def _ignored(case: Case) -> Finding:
     parts += [f"curation: {count} {what}" for what, count in case.curated.items() if count]
     found = bool(parts)
     message = f"not used or changed on reading: {listed(parts, 5)}" if found else "every file found is in use"
+    ignored = pd.DataFrame(case.notes, columns=["path", "reason"], dtype=object)
+    write_parquet(ignored, case.run.artifact("ignored.parquet"))
     return Finding(
         "audit.ignored", "note" if found else "ok", "yes" if found else "no", message, n=len(case.notes),
-        data={"reasons": reasons.to_dict(), "curated": case.curated, "examples": case.notes[:20]},
+        data={"reasons": reasons.to_dict(), "curated": case.curated, "examples": case.notes[:20],
+              "file": "artifacts/ignored.parquet"},
     )  # fmt: skip

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from diag_lib.audit import jpeg, spectrum
+from diag_lib.errors import UserError
 from diag_lib.images import hashing
 from diag_lib.images.decode import Decoded, DecodeError, Pixels, decode_bytes, name_disagrees, read_bytes
 from diag_lib.images.readability import identities, write_parquet
@@ -124,19 +125,28 @@ def over_files(
 
     Inside `joblib.parallel_config("dask")` (or any backend that was chosen there) that backend gets the files
     however few, and decides how many work at once; it must see the same file system.
+
+    Raises `UserError` when a process dies over it.
     """
     chosen = _chosen_jobs()
     if chosen is None and (len(files) < IN_PROCESS or workers <= 1):
         shown = tqdm(files, desc=title, unit="image", disable=not title, leave=False)
         return parallel(lambda each: work(*each), shown, workers)
     from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import BrokenProcessPool
 
     chunks = [list(files[start : start + CHUNK]) for start in range(0, len(files), CHUNK)]
     results = Parallel(n_jobs=workers if chosen is None else chosen, return_as="generator")(
         delayed(_chunk)(work, chunk) for chunk in chunks
     )
     shown = tqdm(results, desc=title, total=len(chunks), unit="chunk", disable=not title, leave=False)
-    return [row for rows in shown for row in rows]
+    try:
+        return [row for rows in shown for row in rows]
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process died while it read images (killed, out of memory, or a decoder crashed): set "
+            "runtime.workers lower, or to 1 to let threads of this process read them"
+        ) from None
 
 
 def _chosen_jobs() -> int | None:

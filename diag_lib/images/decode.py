@@ -15,6 +15,8 @@ import os
 import stat
 import threading
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,12 @@ Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 512 * 1024 * 1024
+LARGE_PIXELS = 16_000_000
+"""Larger images are decoded one at a time in a process: eight threads on files that unpack to 100 million pixels
+would need eight times their memory."""
+BAND_PIXELS = 1_000_000
+MAX_SCANS = 100
+"""Scans of a progressive JPEG (libjpeg's own script has 10): each, however short, costs a pass over the picture."""
 _PLUGINS = {
     "JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "BMP": "Bmp", "TIFF": "Tiff", "GIF": "Gif",
     "PPM": "Ppm", "JPEG2000": "Jpeg2K", "AVIF": "Avif",
@@ -49,6 +57,7 @@ _MAGIC = (
 )  # fmt: skip
 _BOX_MAGIC = (b"jP  \r\n\x87\n", b"ftypavif", b"ftypavis")
 _SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF tags
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -128,6 +137,7 @@ class _StrictPillow:
 
 
 _STRICT = _StrictPillow()
+_ONE_LARGE = threading.Lock()
 
 
 def decode(file: str | Path, *, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -176,7 +186,8 @@ def decode_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Decoded:
                 raise DecodeError("too many pixels")
             if image.width < 1 or image.height < 1:
                 raise DecodeError("no pixels")
-            return _loaded(image, data, messages)
+            with _ONE_LARGE if image.width * image.height > LARGE_PIXELS else nullcontext():
+                return _loaded(image, data, messages)
 
 
 def format_of_name(name: str) -> str:
@@ -212,6 +223,7 @@ def _loaded(image: Image.Image, data: bytes, messages: list[str]) -> Decoded:
     try:
         frames = _frames(image, kind)
         _refuse_short_file(kind, data)
+        _refuse_excess(image, kind, data)
         image.load()
         orientation, software, camera, has_exif = _exif(image, notes)
         has_alpha = mode in _WITH_ALPHA or "transparency" in image.info
@@ -260,6 +272,21 @@ def _refuse_short_file(kind: str, data: bytes) -> None:
         raise DecodeError("truncated")
 
 
+def _refuse_excess(image: Image.Image, kind: str, data: bytes) -> None:
+    """Refuse what would cost far more memory or time than the picture's size says."""
+    if kind in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise DecodeError("too many scans")
+    if kind == "TIFF":
+        wide, tall = (_whole_number(image, tag) for tag in (_TILE_WIDTH, _TILE_LENGTH))
+        if wide * tall > 4 * image.width * image.height + BAND_PIXELS:
+            raise DecodeError("corrupt")
+
+
+def _whole_number(image: Image.Image, tag: int) -> int:
+    value = getattr(image, "tag_v2", {}).get(tag, 0)
+    return value if isinstance(value, int) else 0
+
+
 def _exif(image: Image.Image, notes: list[str]) -> tuple[int, str, str, bool]:
     """(orientation 1..8, software, camera, whether EXIF exists); a damaged block does not cost the image."""
     try:
@@ -297,51 +324,73 @@ def _subsampling(image: Image.Image) -> str:
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    """uint8 (H, W, 3) of a loaded Pillow image in any mode."""
+    """uint8 (H, W, 3) of a loaded Pillow image in any mode, converted in bands: no second copy of a large image."""
     mode = image.mode
+    deep = mode.startswith("I") or mode == "F"
     if mode == "RGB" and "transparency" not in image.info:
         return np.asarray(image)
-    if mode in _WITH_ALPHA or "transparency" in image.info:
-        return _on_white(image)
-    if mode.startswith("I") or mode == "F":
-        gray = _scaled(np.asarray(image), mode)
-        return np.repeat(gray[:, :, None], 3, axis=2)
+    if deep:
+        image.info.pop("transparency", None)
+        convert = _gray_scaling(image)
+    elif mode in _WITH_ALPHA or "transparency" in image.info:
+        convert = _on_white
+    else:
+        convert = _opaque
+    out = np.empty((image.height, image.width, 3), np.uint8)
+    for top, band in _bands(image):
+        out[top : top + band.height] = convert(band)
+    return out
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(first row, rows as an image) from top to bottom, about `BAND_PIXELS` at a time."""
+    rows = max(1, BAND_PIXELS // image.width)
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _opaque(band: Image.Image) -> Pixels:
     try:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(band.convert("RGB"))
     except ValueError:
         raise DecodeError("unsupported colour mode") from None
 
 
-def _on_white(image: Image.Image) -> Pixels:
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image.info.pop("transparency", None)
-        return _rgb(image)
-    rgba = image.convert("RGBA")
+def _on_white(band: Image.Image) -> Pixels:
+    rgba = band.convert("RGBA")
     if rgba.getchannel("A").getextrema() == (255, 255):
         return np.asarray(rgba)[:, :, :3]
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return np.asarray(Image.alpha_composite(white, rgba))[:, :, :3]
 
 
-def _scaled(values: npt.NDArray[Any], mode: str) -> Pixels:
-    """Deep gray values as uint8 (H, W).
+def _gray_scaling(image: Image.Image) -> Callable[[Image.Image], Pixels]:
+    """What makes uint8 (h, w, 1) of a band of deep gray values; its scale is that of the whole image.
 
     `I;16*`, and 32-bit integers within 0..65535: divided by 257. Floats within 0..1: times 255; within
     0..255: as they are. Anything else: its own minimum..maximum is spread over 0..255.
     """
-    wide = values.astype(np.float64)
-    if not np.isfinite(wide).all():
-        raise DecodeError("non-finite pixel values")
-    low, high = float(wide.min()), float(wide.max())
-    if mode.startswith("I") and low >= 0 and high <= 65535:
-        wide = wide / 257.0
-    elif mode == "F" and low >= 0 and high <= 1:
-        wide = wide * 255.0
-    elif mode == "F" and low >= 0 and high <= 255:
-        pass
+    low, high = np.inf, -np.inf
+    for _, band in _bands(image):
+        values = np.asarray(band)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise DecodeError("non-finite pixel values")
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+    if image.mode.startswith("I") and low >= 0 and high <= 65535:
+        zero, divisor, factor = 0.0, 257.0, 1.0
+    elif image.mode == "F" and low >= 0 and high <= 255:
+        zero, divisor, factor = 0.0, 1.0, 255.0 if high <= 1 else 1.0
     else:
-        wide = (wide - low) * (255.0 / (high - low)) if high > low else np.zeros_like(wide)
-    scaled: Pixels = np.rint(wide).astype(np.uint8)
+        zero, divisor, factor = low, 1.0, 255.0 / (high - low) if high > low else 0.0
+
+    def scaled(band: Image.Image) -> Pixels:
+        wide = (np.asarray(band).astype(np.float64) - zero) / divisor * factor
+        gray: Pixels = np.rint(wide).astype(np.uint8)
+        return gray[:, :, None]
+
     return scaled
 
 

@@ -20,13 +20,14 @@ from pathlib import Path
 import pandas as pd
 
 from diag_lib.errors import UserError
-from diag_lib.images.sources import CLASS_LABELS, Entry, printable, split_names, stat_of
+from diag_lib.images.sources import CLASS_LABELS, Entry, printable, shown_path, split_names, stat_of
 from diag_lib.settings import Settings
 
 LABELS: dict[str, int] = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, **CLASS_LABELS}
 ALLOWED_LABELS = "0, 1, real, fake"
 ACTIONS = ("exclude", "relabel")
 VAL_SHARE = 0.25
+MAX_BYTES = 4 * 2**30
 
 Row = Mapping[str, str]
 
@@ -86,7 +87,7 @@ def curate(
     for number, row in _rows(file, ("path", "action")):
         where = f"{name}, row {number}"
         action, path = row["action"].strip().lower(), row["path"].strip()
-        path = path if path in known else printable(path)  # as reports show it, or as the disk has it
+        path = path if path in known else shown_path(path)  # as reports show it, or as the disk has it
         if action not in ACTIONS:
             raise UserError(
                 f"{where}: action {printable(row['action'])!r} is not allowed; allowed: exclude, relabel"
@@ -122,6 +123,9 @@ def _rows(file: Path, needed: Sequence[str]) -> list[tuple[int, Row]]:
     name = printable(file.name)
     parquet = file.suffix.lower() == ".parquet"
     columns, cells = _parquet_cells(file, name) if parquet else _text_cells(file, name, needed)
+    twice = next((column for column in columns if column and columns.count(column) > 1), None)
+    if twice is not None:
+        raise UserError(f"{name}: the column {printable(twice)[:40]!r} stands twice; keep one of them")
     missing = [column for column in needed if column not in columns]
     if missing:
         found = ", ".join(printable(column)[:40] for column in columns if column) or "none"
@@ -141,7 +145,7 @@ def _rows(file: Path, needed: Sequence[str]) -> list[tuple[int, Row]]:
 def _text_cells(file: Path, name: str, needed: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Lower-case column names and the cells below them."""
     try:
-        raw = file.read_bytes()
+        raw = _content(file, name)
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror})") from None
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -157,6 +161,15 @@ def _text_cells(file: Path, name: str, needed: Sequence[str]) -> tuple[list[str]
         example = "path,action,label" if "action" in needed else "path,label,split,source"
         raise UserError(f"{name}: empty; its first line names the columns, e.g. {example}")
     return [cell.strip().lower() for cell in rows[0]], rows[1:]
+
+
+def _content(file: Path, name: str) -> bytes:
+    """Raises `OSError`, and `UserError` for what is no file or would not fit into memory."""
+    if not file.is_file():  # a pipe or a device would never end
+        raise UserError(f"{name}: is no regular file; name a .csv or .parquet file")
+    if file.stat().st_size > MAX_BYTES:
+        raise UserError(f"{name}: has more than {MAX_BYTES:,} bytes; save a table of that size as parquet")
+    return file.read_bytes()
 
 
 def _parquet_cells(file: Path, name: str) -> tuple[list[str], list[list[str]]]:
@@ -214,7 +227,7 @@ def _shown(files: Sequence[str], folder: str) -> list[str]:
     relative = (
         file[len(inside) :] if file.startswith(inside) else os.path.relpath(file, common) for file in files
     )
-    return [printable(path.replace(os.sep, "/")) for path in relative]
+    return [shown_path(path.replace(os.sep, "/")) for path in relative]
 
 
 def _assign_splits(entries: Sequence[Entry], seed: int) -> list[Entry]:

@@ -33,8 +33,10 @@ LAYOUT = (
     "or a .csv/.parquet manifest"
 )
 COLUMNS = ("path", "file", "label", "split", "source", "size", "mtime_ns")
+FORMULA = ("=", "+", "-", "@")
+"""What makes a spreadsheet take a cell for a formula."""
 _JUNK_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
-_MAX_NOTES = 10_000
+_MAX_NOTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,11 @@ def printable(text: str) -> str:
     return "".join(character if _plain(character) else _escape(character) for character in text)
 
 
+def shown_path(path: str) -> str:
+    """A relative path as tables and reports name it: printable, and no formula for a spreadsheet that opens a CSV."""
+    return printable(f"./{path}" if path.startswith(FORMULA) else path)
+
+
 def _plain(character: str) -> bool:
     return character.isprintable() and character != "\\"
 
@@ -174,7 +181,7 @@ def _read_folders(root: Path, settings: Settings, notes: list[tuple[str, str]]) 
         size, mtime = found.stat().st_size, found.stat().st_mtime_ns
         source = printable("/".join(place.source))
         entries.append(
-            Entry(printable("/".join(parts)), found.path, place.label, place.split, source, size, mtime)
+            Entry(shown_path("/".join(parts)), found.path, place.label, place.split, source, size, mtime)
         )
     if not entries:
         what = "split folder (train, val)" if without_split >= without_class else "class folder (real, fake)"
@@ -212,7 +219,11 @@ def _place(folders: Sequence[str], splits: dict[str, str]) -> _Place:
 
 
 def _walk(root: str, notes: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, ...], "os.DirEntry[str]"]]:
-    """(path parts, entry) of every image file under root, links followed, loops cut, in sorted order."""
+    """(path parts, entry) of every image file under root, links followed, loops cut, in sorted order.
+
+    A link may lead out of the root, as in sets made of links; it is noted, for pictures in a report may be private.
+    """
+    inside = os.path.realpath(root) + os.sep
     stack: list[tuple[str, tuple[str, ...], frozenset[tuple[int, int]]]] = [(root, (), frozenset())]
     while stack:
         folder, parts, above = stack.pop()
@@ -231,13 +242,21 @@ def _walk(root: str, notes: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, 
         for child in children:
             where = (*parts, child.name)
             kind = _kind_of(child)
+            if kind in ("folder", "image") and child.is_symlink() and _leads_out(child.path, inside):
+                _note(notes, "/".join(where), "link out of the dataset's folder, followed")
             if kind == "folder":
+                if os.path.splitext(child.name)[1].lower() in SUFFIX_FORMAT:
+                    _note(notes, "/".join(where), "a folder, named like an image")
                 below.append((child.path, where, above | {identity}))
             elif kind == "image":
                 yield where, child
             elif kind:
                 _note(notes, "/".join(where), kind)
         stack.extend(reversed(below))
+
+
+def _leads_out(path: str, inside: str) -> bool:
+    return not (os.path.realpath(path) + os.sep).startswith(inside)
 
 
 def _kind_of(entry: "os.DirEntry[str]") -> str:
@@ -310,6 +329,8 @@ def _table(entries: Sequence[Entry], notes: list[tuple[str, str]], curated: dict
 def _note(notes: list[tuple[str, str]], path: str, reason: str) -> None:
     if len(notes) < _MAX_NOTES:
         notes.append((printable(path), reason))
+    elif len(notes) == _MAX_NOTES:
+        notes.append(("", f"further notes beyond the first {_MAX_NOTES:,} are not counted"))
 
 
 def _listing(folder: Path) -> str:

@@ -224,7 +224,9 @@ def overflow(log: Log) -> Finding:
     epochs, steps = log.recording.epochs, log.recording.steps
     counted, broken = values(epochs, "counts", "steps"), values(epochs, "counts", "nonfinite")
     total = float(np.nansum(counted))
-    share = float(np.nansum(broken)) / total if total else float(np.mean(~np.isfinite(values(steps, "loss"))))
+    losses = values(steps, "loss")
+    seen = float(np.mean(~np.isfinite(losses))) if losses.size else 0.0
+    share = float(np.nansum(broken)) / total if total else seen
     weights_broken = bool(epochs) and epochs[-1].get("finite") is False
     scales = values((*steps, *epochs), "scale")
     scale = next((s for s in scales[::-1] if math.isfinite(s)), math.nan)

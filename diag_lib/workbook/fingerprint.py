@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS, RunFolder
+from diag_lib.images.sources import stat_of
 from diag_lib.settings import Settings
 from diag_lib.user_code import source_hash
 
@@ -39,6 +40,16 @@ def inputs(settings: Settings) -> dict[str, str]:
         "code": code_version(),
         "user_code": source_hash(settings),
     }
+
+
+def dataset_of(settings: Settings) -> str:
+    """The fingerprint of the dataset as it is now, "" when it cannot be listed any more."""
+    from diag_lib.images import read_table
+
+    try:
+        return str(read_table(settings).fingerprint)
+    except UserError:
+        return ""
 
 
 def step_key(step: str, notebook: Path, common: dict[str, str], folder: RunFolder) -> str:
@@ -80,6 +91,14 @@ def _weights(settings: Settings) -> str:
 
 
 def _file_hash(path: Path) -> str:
+    """Hash of a file's bytes; of a folder (a history of events) the names, sizes and times in it."""
+    if path.is_dir():
+        listing = [
+            (str(f.relative_to(path)), *stat_of(str(f))) for f in sorted(path.rglob("*")) if f.is_file()
+        ]
+        return hashlib.sha256(repr(listing).encode("utf-8", "surrogateescape")).hexdigest()
+    if not path.is_file():  # nothing there, or a pipe that would never end
+        return "missing"
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -101,6 +101,7 @@ def run_workbook(
 class _Run:
     cell_timeout: float | None = None
     deadline: float | None = None
+    changed = False  # the dataset, since the run began
 
     def __init__(
         self,
@@ -183,6 +184,11 @@ class _Run:
                 if interrupted:
                     raise KeyboardInterrupt
                 index.write_index(self.folder, self.state, self.settings)
+                if self.changed:
+                    raise UserError(
+                        f"the dataset changed during {STEP_TITLES[step]}: results of two datasets would be mixed; "
+                        "let it rest, then run the same command again"
+                    )
         finally:
             self._stop_kernel()
             self._outdated()
@@ -232,6 +238,9 @@ class _Run:
                 "failed",
                 f"The notebook ran to its end but wrote no evidence/{step}.json.",
             )
+        if fingerprint.dataset_of(self.settings) != self.state.inputs["dataset"]:
+            self.changed = True
+            line.status, line.why = "failed", "The dataset changed while the run was reading it."
         tail = f": {line.why}" if line.why else ""
         self.say(f"{where}: {line.status} after {result.seconds:.0f} s{tail}")
         return result.outcome == "interrupted"
