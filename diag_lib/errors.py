@@ -9,3 +9,7 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook: the line alone."""
+        return [f"{type(self).__name__}: {self}"]

@@ -20,6 +20,7 @@ from steps_data import tiny_settings, write_images, write_teacher
 
 from diag_lib import resources
 from diag_lib.lab import lab_command, lab_environment
+from diag_lib.settings import load
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CHROMIUM = [Path("/usr/bin") / name for name in ("chromium", "chromium-browser", "google-chrome")]
@@ -63,6 +64,7 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+LONG = "long.ipynb"
 LEAKED = Path("data/val/fake/0027.png")
 
 
@@ -85,6 +87,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
         cell["source"] = parameters
         (tmp / "notebooks" / name).write_text(json.dumps(notebook), encoding="utf-8")
+    long = json.loads((tmp / "notebooks" / NOTEBOOKS[0]).read_text(encoding="utf-8"))
+    (cell,) = [c for c in long["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    endless = {"training.epochs_s2": 5000, "runtime.budget": "full"}
+    cell["source"] = parameters.replace(repr(str(tmp / "run")), repr(str(tmp / "long"))).replace(
+        "{}", repr(endless)
+    )
+    (tmp / "notebooks" / LONG).write_text(json.dumps(long), encoding="utf-8")
     return tmp
 
 
@@ -137,12 +146,19 @@ def _wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
 class Opened:
     """One notebook, run from top to bottom in one page."""
 
-    def __init__(self, page: Any, lab: str, name: str) -> None:
+    def __init__(self, page: Any, lab: str, name: str, wait: bool = True) -> None:
         self.page, self.outside = page, []
         page.on("request", lambda request: self._note(request.url, lab))
         page.goto(f"{lab}/lab/tree/{name}?reset&token={TOKEN}")
         page.wait_for_function(READY, timeout=PATIENCE * 1000)
         page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
+        self.cells: list[dict[str, Any]] = []
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until every cell has run, or one failed."""
+        page = self.page
         deadline = time.monotonic() + PATIENCE
         while True:
             self.cells = page.evaluate(CELLS)
@@ -163,6 +179,17 @@ class Opened:
             for name, out in outputs
             if out["output_type"] == "error"
         ]
+
+    def below(self, cell: str) -> None:
+        """Run the cell and all below it, from the menu's command."""
+        self.page.evaluate(SHOW, cell)
+        self.page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-below')")
+        self.wait()
+
+    def place(self, cell: str) -> Any:
+        """The outputs of a cell, scrolled to and in front."""
+        self.page.bring_to_front()
+        return self.page.locator(f".jp-Cell[data-windowed-list-index='{self.page.evaluate(SHOW, cell)}']")
 
     def board(self, cell: str) -> "Shown":
         """The board in a cell, scrolled to, in front and at rest: a page behind another draws nothing."""
@@ -277,6 +304,92 @@ def test_the_balance_board_answers_the_keyboard(pages: Any) -> None:
     assert "erases the image mean" in board.after(lambda: opened.page.keyboard.press("Enter"))
     opened.shoot("balance_layer")
     assert abs(board.height - height) < 40  # a line of text more or less, no jump
+
+
+def test_the_settings_panel_checks_as_typed_and_the_cells_below_follow(pages: Any, work: Path) -> None:
+    opened = pages("06_verdict.ipynb")
+    panel = opened.place("settings")
+    opened.shoot("panel")
+    height = panel.bounding_box()["height"]
+    field = panel.get_by_label("teacher.arch", exact=True)
+    field.focus()
+    opened.page.keyboard.press("End")
+    opened.page.keyboard.type("9")
+    panel.get_by_text("teacher.arch: 'ladeda59' is not allowed").wait_for(timeout=30_000)
+    opened.shoot("panel_wrong")
+    use = panel.get_by_role("button", name="Use these settings")
+    use.focus()
+    opened.page.keyboard.press("Enter")  # what is wrong is not taken
+    opened.page.wait_for_timeout(500)
+    assert not (work / "run" / "panel.json").exists()
+    field.fill("ladeda5")
+    panel.get_by_role("button", name="standard", exact=True).focus()
+    opened.page.keyboard.press("Space")
+    panel.get_by_text("Not in use yet").wait_for(timeout=30_000)
+    use.focus()
+    opened.page.keyboard.press("Enter")
+    panel.get_by_text("runtime.budget = standard.").wait_for(timeout=30_000)
+    opened.shoot("panel_used")
+    assert panel.bounding_box()["height"] == height  # nothing jumps
+    assert load(work / "run" / "settings.yaml").runtime.budget == "quick"
+    opened.below("verdict-02")
+    assert opened.errors == []
+    assert load(work / "run" / "settings.yaml").runtime.budget == "standard"
+    opened.place("settings").get_by_role("button", name="Back to the parameters").click()
+    opened.place("settings").get_by_text("settings of the parameters cell").wait_for(timeout=30_000)
+    assert json.loads((work / "run" / "panel.json").read_text()) == {}
+
+
+def test_hostile_settings_are_shown_as_text(pages: Any) -> None:
+    opened = pages("06_verdict.ipynb")
+    panel = opened.place("settings")
+    panel.get_by_label("dataset.root", exact=True).fill(HOSTILE)
+    panel.get_by_text("does not exist").wait_for(timeout=30_000)
+    assert HOSTILE in panel.inner_text()
+    assert opened.page.evaluate("window.hacked") is None
+    panel.get_by_role("button", name="Back to the parameters").click()
+
+
+def test_the_stop_button_keeps_what_is_done_and_the_cell_goes_on(browser: Any, lab: str, work: Path) -> None:
+    page = browser.new_context(viewport={"width": 1440, "height": 1100}).new_page()
+    opened = Opened(page, lab, LONG, wait=False)
+    checkpoint = work / "long/artifacts/arms/status_quo/checkpoint.pt"
+    _until(checkpoint.is_file)
+    stop = opened.place("settings").get_by_role("button", name="Stop the running cell")
+    stop.focus()
+    page.keyboard.press("Enter")
+    _until(lambda: page.evaluate(READY))
+    cell = opened.place("symptoms-02")
+    cell.get_by_text("Kept: 1 begun training up to the last whole epoch. Run this cell again").wait_for(
+        timeout=60_000
+    )
+    opened.shoot("stopped")
+    cells = {one["id"]: one for one in page.evaluate(CELLS)}
+    assert not [out for one in cells.values() for out in one["outputs"] if out["output_type"] == "error"]
+    assert cells["symptoms-04"]["outputs"] == []  # the cells below wait
+    before = _epochs(cells["symptoms-02"])
+    page.evaluate(SHOW, "symptoms-02")
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-cell'); }")
+    _until(lambda: _epochs({one["id"]: one for one in page.evaluate(CELLS)}["symptoms-02"]) >= before > 0)
+    page.evaluate(
+        "() => jupyterapp.commands.execute('notebook:interrupt-kernel')"
+    )  # the toolbar's ■ ends as well
+    cell.get_by_text("Run this cell again").wait_for(timeout=60_000)
+    page.context.close()
+
+
+def _epochs(cell: dict[str, Any]) -> int:
+    """The first count that the cell's training bar shows: what it started from, or -1."""
+    text = "".join(str(out.get("text", "")) for out in cell["outputs"])
+    found = re.findall(r"(\d+)/\d+ \[", text)
+    return int(found[-1]) if found else -1
+
+
+def _until(done: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not done():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.2)
 
 
 def _share(text: str) -> float:
