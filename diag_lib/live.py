@@ -40,6 +40,15 @@ def stop() -> bool:
     return True
 
 
+def reachable_while_running(widget: Any) -> None:
+    """Let the browser choose the thread that handles the widget's events.
+
+    ipykernel answers a widget in the thread that last wrote to it: for one made by a cell that is the main one, which
+    is busy. Without that note the browser's own choice counts, a subshell.
+    """
+    getattr(widget.comm, "__dict__", {}).pop("_reply_subshell_id", None)
+
+
 def end_well_when_stopped(say: Callable[[], object]) -> None:
     """From now on a stopped cell of this kernel displays `say()` in place of a traceback; the cells after it wait."""
     shell = _shell()

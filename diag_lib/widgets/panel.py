@@ -14,7 +14,7 @@ from diag_lib import display, resources
 from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder
 from diag_lib.images import keep_out_of_dataset, refuse_missing
-from diag_lib.live import live, stop
+from diag_lib.live import live, reachable_while_running, stop
 from diag_lib.settings import ARCHITECTURES, BUDGET_IMAGE_STEPS, Preprocess, Settings, load
 from diag_lib.widgets.board import LABEL, Board, buttons
 
@@ -57,6 +57,7 @@ class SettingsPanel(Board):
         self.use.on_click(lambda _: self.take())
         self.back.on_click(lambda _: self._reset())
         self.stop_cell.on_click(lambda _: self._stop())
+        reachable_while_running(self.stop_cell)
         self.redraw()
 
     @property
