@@ -1,8 +1,6 @@
-"""Does somebody sit at this kernel, and how do they stop a cell so that it ends well?"""
+"""Does somebody sit at this kernel, and does a cell that they stop end well?"""
 
 import os
-import signal
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,34 +17,6 @@ def live() -> bool:
         return True  # plain Python: who displays a board there knows why
     content = (kernel.get_parent() or {}).get("content", {})
     return bool(content.get("allow_stdin", True))
-
-
-def running() -> bool:
-    """Whether the kernel's main thread runs a cell: only then does it let itself be interrupted."""
-    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def stop() -> bool:
-    """Interrupt the running cell, from another thread; False when none runs.
-
-    Since JupyterLab 4.4 and ipykernel 7 a button's click reaches the kernel in a thread of its own while a cell
-    runs. Elsewhere it is handled only after the cell, in the main thread: nothing is left to be stopped then.
-    """
-    if threading.current_thread() is threading.main_thread() or not running():
-        return False
-    import _thread
-
-    _thread.interrupt_main()
-    return True
-
-
-def reachable_while_running(widget: Any) -> None:
-    """Let the browser choose the thread that handles the widget's events.
-
-    ipykernel answers a widget in the thread that last wrote to it: for one made by a cell that is the main one, which
-    is busy. Without that note the browser's own choice counts, a subshell.
-    """
-    getattr(widget.comm, "__dict__", {}).pop("_reply_subshell_id", None)
 
 
 def end_well_when_stopped(say: Callable[[], object]) -> None:

@@ -64,7 +64,6 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-LONG = "long.ipynb"
 LEAKED = Path("data/val/fake/0027.png")
 
 
@@ -87,13 +86,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
         cell["source"] = parameters
         (tmp / "notebooks" / name).write_text(json.dumps(notebook), encoding="utf-8")
-    long = json.loads((tmp / "notebooks" / NOTEBOOKS[0]).read_text(encoding="utf-8"))
-    (cell,) = [c for c in long["cells"] if "parameters" in c["metadata"].get("tags", [])]
-    endless = {"training.epochs_s2": 5000, "runtime.budget": "full"}
-    cell["source"] = parameters.replace(repr(str(tmp / "run")), repr(str(tmp / "long"))).replace(
-        "{}", repr(endless)
-    )
-    (tmp / "notebooks" / LONG).write_text(json.dumps(long), encoding="utf-8")
     return tmp
 
 
@@ -350,48 +342,6 @@ def test_hostile_settings_are_shown_as_text(pages: Any) -> None:
     assert HOSTILE in panel.inner_text()
     assert opened.page.evaluate("window.hacked") is None
     panel.get_by_role("button", name="Back to the parameters").click()
-
-
-def test_the_stop_button_keeps_what_is_done_and_the_cell_goes_on(browser: Any, lab: str, work: Path) -> None:
-    page = browser.new_context(viewport={"width": 1440, "height": 1100}).new_page()
-    opened = Opened(page, lab, LONG, wait=False)
-    checkpoint = work / "long/artifacts/arms/status_quo/checkpoint.pt"
-    _until(checkpoint.is_file)
-    stop = opened.place("settings").get_by_role("button", name="Stop the running cell")
-    stop.focus()
-    page.keyboard.press("Enter")
-    _until(lambda: page.evaluate(READY))
-    cell = opened.place("symptoms-02")
-    cell.get_by_text("Kept: 1 begun training up to the last whole epoch. Run this cell again").wait_for(
-        timeout=60_000
-    )
-    opened.shoot("stopped")
-    cells = {one["id"]: one for one in page.evaluate(CELLS)}
-    assert not [out for one in cells.values() for out in one["outputs"] if out["output_type"] == "error"]
-    assert cells["symptoms-04"]["outputs"] == []  # the cells below wait
-    before = _epochs(cells["symptoms-02"])
-    page.evaluate(SHOW, "symptoms-02")
-    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-cell'); }")
-    _until(lambda: _epochs({one["id"]: one for one in page.evaluate(CELLS)}["symptoms-02"]) >= before > 0)
-    page.evaluate(
-        "() => jupyterapp.commands.execute('notebook:interrupt-kernel')"
-    )  # the toolbar's ■ ends as well
-    cell.get_by_text("Run this cell again").wait_for(timeout=60_000)
-    page.context.close()
-
-
-def _epochs(cell: dict[str, Any]) -> int:
-    """The first count that the cell's training bar shows: what it started from, or -1."""
-    text = "".join(str(out.get("text", "")) for out in cell["outputs"])
-    found = re.findall(r"(\d+)/\d+ \[", text)
-    return int(found[-1]) if found else -1
-
-
-def _until(done: Any) -> None:
-    deadline = time.monotonic() + 90
-    while not done():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.2)
 
 
 def _share(text: str) -> float:

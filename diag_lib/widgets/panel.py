@@ -14,7 +14,7 @@ from diag_lib import display, resources
 from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder
 from diag_lib.images import keep_out_of_dataset, refuse_missing
-from diag_lib.live import live, reachable_while_running, stop
+from diag_lib.live import live
 from diag_lib.settings import ARCHITECTURES, BUDGET_IMAGE_STEPS, Preprocess, Settings, load
 from diag_lib.widgets.board import LABEL, Board, buttons
 
@@ -25,7 +25,7 @@ WIDE = ipw.Layout(width="46em", max_width="100%")
 
 
 class SettingsPanel(Board):
-    """The controls are `fields` (by dotted key) and the buttons `use`, `back` and `stop_cell`.
+    """The controls are `fields` (by dotted key) and the buttons `use` and `back`.
 
     `overrides` is what the next cell gives to `workbook.start`: the notebook's own, and over them what was typed here
     and taken with `use`. Its still form is a table of the settings.
@@ -41,23 +41,13 @@ class SettingsPanel(Board):
         }
         self.use = ipw.Button(description="Use these settings", button_style="primary", layout=_button())
         self.back = ipw.Button(description="Back to the parameters", layout=_button())
-        self.stop_cell = ipw.Button(
-            description="Stop the running cell",
-            tooltip="what it has finished is kept; run the cell again to go on",
-            layout=_button(),
-        )
-        self.said = ""
-        super().__init__(
-            [*([field] for field in self.fields.values()), [self.use, self.back, self.stop_cell]]
-        )
+        super().__init__([*([field] for field in self.fields.values()), [self.use, self.back]])
         self.picture.layout.height, self.picture.layout.overflow = (
             "8em",
             "auto",
         )  # messages do not move the page
         self.use.on_click(lambda _: self.take())
         self.back.on_click(lambda _: self._reset())
-        self.stop_cell.on_click(lambda _: self._stop())
-        reachable_while_running(self.stop_cell)
         self.redraw()
 
     @property
@@ -103,11 +93,8 @@ class SettingsPanel(Board):
 
     def draw(self) -> list[HTML]:
         """Whether the fields are valid and in use."""
-        said, self.said = self.said, ""
         if wrong := self.check():
             return [display.callout("error", wrong, "Not possible")]
-        if said:
-            return [display.callout("note", said)]
         if self.typed != self._used:
             return [
                 display.callout(
@@ -165,14 +152,6 @@ class SettingsPanel(Board):
             field.value = self._own[key]
         self._quiet = False
         self.take()
-
-    def _stop(self) -> None:
-        self.said = (
-            "Stopping: what is finished is kept."
-            if stop()
-            else "No cell is running. (While one runs and this button does nothing, use ■ in the toolbar.)"
-        )
-        self.redraw()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {**super()._repr_mimebundle_(include, exclude), "text/html": self.still()}
