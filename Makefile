@@ -18,7 +18,7 @@ CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11
 MOVED      := $(shell [ -f $(READY) ] && [ "$$(head -n 1 $(READY))" != "$(CURDIR)" ] && echo FORCE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test lint faults bench clean FORCE
+.PHONY: help setup demo lab test lint faults bench axe clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ faults: $(READY) ## inject known faults and score the verdicts
 
 bench: $(READY) ## measure speed and scale
 	$(BIN)/python -m benchmarks $(ARGS)
+
+axe: $(READY) ## fetch the accessibility checker that the browser tests use (once)
+	$(BIN)/python tests/axe_core.py
 
 clean: ## remove .venv and caches; reports and data stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

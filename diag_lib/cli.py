@@ -369,7 +369,7 @@ def _run(
 
 def _folder(settings: "Settings", out: Path | None) -> RunFolder:
     """The run folder of a command that trains without the workbook, made when missing."""
-    from diag_lib.workbook.preflight import keep_out_of_dataset
+    from diag_lib.images import keep_out_of_dataset
 
     folder = RunFolder(_named(out) or default_out(settings))
     keep_out_of_dataset(settings, folder.root)

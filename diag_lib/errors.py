@@ -12,3 +12,7 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         line = " ".join(message.split())
         super().__init__(line if len(line) <= MAX_LENGTH else f"{line[:MAX_LENGTH]} ...")
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook: the line alone."""
+        return [f"{type(self).__name__}: {self}"]

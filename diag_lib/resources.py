@@ -13,6 +13,13 @@ def checkout_dir() -> Path | None:
     return root if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir() else None
 
 
+def base_dir() -> Path:
+    """From where relative paths count: the working directory, but from a checkout's `notebooks/` the checkout."""
+    here = Path.cwd()
+    in_checkout = here.name == "notebooks" and (here.parent / "diag_lib" / "workbook").is_dir()
+    return here.parent if in_checkout else here
+
+
 def notebooks_dir() -> Path:
     """Folder of the step notebooks `NN_step.ipynb`; read-only in an installed package."""
     return _locate("notebooks", "_notebooks")

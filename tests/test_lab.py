@@ -20,6 +20,7 @@ from steps_data import tiny_settings, write_images, write_teacher
 
 from diag_lib import resources
 from diag_lib.lab import lab_command, lab_environment
+from diag_lib.settings import load
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CHROMIUM = [Path("/usr/bin") / name for name in ("chromium", "chromium-browser", "google-chrome")]
@@ -137,12 +138,19 @@ def _wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
 class Opened:
     """One notebook, run from top to bottom in one page."""
 
-    def __init__(self, page: Any, lab: str, name: str) -> None:
+    def __init__(self, page: Any, lab: str, name: str, wait: bool = True) -> None:
         self.page, self.outside = page, []
         page.on("request", lambda request: self._note(request.url, lab))
         page.goto(f"{lab}/lab/tree/{name}?reset&token={TOKEN}")
         page.wait_for_function(READY, timeout=PATIENCE * 1000)
         page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
+        self.cells: list[dict[str, Any]] = []
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until every cell has run, or one failed."""
+        page = self.page
         deadline = time.monotonic() + PATIENCE
         while True:
             self.cells = page.evaluate(CELLS)
@@ -163,6 +171,17 @@ class Opened:
             for name, out in outputs
             if out["output_type"] == "error"
         ]
+
+    def below(self, cell: str) -> None:
+        """Run the cell and all below it, from the menu's command."""
+        self.page.evaluate(SHOW, cell)
+        self.page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-below')")
+        self.wait()
+
+    def place(self, cell: str) -> Any:
+        """The outputs of a cell, scrolled to and in front."""
+        self.page.bring_to_front()
+        return self.page.locator(f".jp-Cell[data-windowed-list-index='{self.page.evaluate(SHOW, cell)}']")
 
     def board(self, cell: str) -> "Shown":
         """The board in a cell, scrolled to, in front and at rest: a page behind another draws nothing."""
@@ -277,6 +296,52 @@ def test_the_balance_board_answers_the_keyboard(pages: Any) -> None:
     assert "erases the image mean" in board.after(lambda: opened.page.keyboard.press("Enter"))
     opened.shoot("balance_layer")
     assert abs(board.height - height) < 40  # a line of text more or less, no jump
+
+
+def test_the_settings_panel_checks_as_typed_and_the_cells_below_follow(pages: Any, work: Path) -> None:
+    opened = pages("06_verdict.ipynb")
+    panel = opened.place("settings")
+    opened.shoot("panel")
+    height = panel.bounding_box()["height"]
+    field = panel.get_by_label("teacher.arch", exact=True)
+    field.focus()
+    opened.page.keyboard.press("End")
+    opened.page.keyboard.type("9")
+    panel.get_by_text("teacher.arch: 'tiny_ladeda9' is not allowed").wait_for(timeout=30_000)
+    opened.shoot("panel_wrong")
+    use = panel.get_by_role("button", name="Use these settings")
+    use.focus()
+    opened.page.keyboard.press("Enter")  # what is wrong is not taken
+    opened.page.wait_for_timeout(500)
+    assert not (work / "run" / "panel.json").exists()
+    field.focus()
+    opened.page.keyboard.press("End")
+    opened.page.keyboard.press("Backspace")
+    panel.get_by_role("button", name="standard", exact=True).focus()
+    opened.page.keyboard.press("Space")
+    panel.get_by_text("Not in use yet").wait_for(timeout=30_000)
+    use.focus()
+    opened.page.keyboard.press("Enter")
+    panel.get_by_text("runtime.budget = standard.").wait_for(timeout=30_000)
+    opened.shoot("panel_used")
+    assert panel.bounding_box()["height"] == height  # nothing jumps
+    assert load(work / "run" / "settings.yaml").runtime.budget == "quick"
+    opened.below("verdict-02")
+    assert opened.errors == []
+    assert load(work / "run" / "settings.yaml").runtime.budget == "standard"
+    opened.place("settings").get_by_role("button", name="Back to the parameters").click()
+    opened.place("settings").get_by_text("settings of the parameters cell").wait_for(timeout=30_000)
+    assert json.loads((work / "run" / "panel.json").read_text()) == {}
+
+
+def test_hostile_settings_are_shown_as_text(pages: Any) -> None:
+    opened = pages("06_verdict.ipynb")
+    panel = opened.place("settings")
+    panel.get_by_label("dataset.root", exact=True).fill(HOSTILE)
+    panel.get_by_text("does not exist").wait_for(timeout=30_000)
+    assert HOSTILE in panel.inner_text()
+    assert opened.page.evaluate("window.hacked") is None
+    panel.get_by_role("button", name="Back to the parameters").click()
 
 
 def _share(text: str) -> float:

@@ -12,6 +12,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 import sample_run as sample
 import yaml
@@ -394,6 +396,44 @@ def test_compare_shows_verdicts_arms_and_only_the_settings_that_differ(tmp_path)
     assert lines["training.seed"].split() == ["training.seed", "1", "2"]
     assert lines["bce_only"].count("0.98 [0.97, 0.99]") == 2
     assert "training.lr_s1" not in lines
+
+
+def _arm(folder: RunFolder, scores: list[float]) -> None:
+    """A finished arm `bce_only` with these validation scores: real, fake, real, fake, ..."""
+    place = folder.arm_dir("bce_only")
+    place.mkdir(parents=True)
+    labels = [i % 2 for i in range(len(scores))]
+    table = pd.DataFrame({"path": [f"{i}.png" for i in range(len(scores))], "label": labels, "score": scores})
+    for name in ("val", "train"):
+        table.assign(half="B", source="").to_parquet(place / f"{name}_scores.parquet")
+    folder.write_json(
+        "artifacts/arms/bce_only/settings.json", {"schema": "diag/arm/1", "overrides": {}, "settings": {}}
+    )
+    numbers = {
+        "seed": 1,
+        "image_steps": 1,
+        "seconds": 1.0,
+        "schedule_fraction": 1.0,
+        "evidence": {},
+        "stopped": None,
+    }
+    folder.write_json("artifacts/arms/bce_only/result.json", numbers)
+    folder.write_json("artifacts/arms/bce_only/history.json", {})
+
+
+@pytest.mark.parametrize(("other", "shown"), [("d1", "+0.50 ["), ("d2", None)])
+def test_compare_pairs_arms_on_the_same_images_only(tmp_path, other, shown):
+    one, two = RunFolder(tmp_path / "before").create(), RunFolder(tmp_path / "after").create()
+    rng = np.random.default_rng(0)
+    real_and_fake = [float(i % 2) + 0.01 * float(rng.normal()) for i in range(80)]
+    for folder, data, scores in ((one, "d1", [0.0, 0.0, 1.0, 1.0] * 20), (two, other, real_and_fake)):
+        folder.write_text("settings.yaml", Settings().to_yaml())
+        folder.write_json("verdict.json", sample.verdict())
+        folder.write_json("run.json", {"inputs": {"dataset": data}})
+        _arm(folder, scores)
+    text = workbook.compare([one.root, two.root])
+    gains = text.partition("GAIN OVER THE FIRST RUN")[2]
+    assert (shown in gains) if shown else not gains
 
 
 # --- whole runs ----------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Which images are there, and what exactly does the network see of them?"""
 
 from diag_lib.images.decode import DecodeError, decode, decode_bytes
-from diag_lib.images.sources import ImageTable, printable, read_table
+from diag_lib.images.places import keep_out_of_dataset
+from diag_lib.images.sources import ImageTable, printable, read_table, refuse_missing
 from diag_lib.images.store import ImageSet, epoch_batches, open_split, to_input
 from diag_lib.images.views import Reencode
 
@@ -13,8 +14,10 @@ __all__ = [
     "decode",
     "decode_bytes",
     "epoch_batches",
+    "keep_out_of_dataset",
     "open_split",
     "printable",
     "read_table",
+    "refuse_missing",
     "to_input",
 ]

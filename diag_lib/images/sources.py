@@ -83,8 +83,7 @@ def read_table(settings: Settings) -> ImageTable:
     from diag_lib.images import manifest
 
     root = settings.dataset.root
-    if not root.exists():
-        raise UserError(f"dataset.root: {printable(str(root))} does not exist; {LAYOUT}")
+    refuse_missing(settings)
     notes: list[tuple[str, str]] = []
     if root.is_dir():
         entries = _read_folders(root, settings, notes)
@@ -99,6 +98,13 @@ def read_table(settings: Settings) -> ImageTable:
         entries, curated = manifest.curate(settings.dataset.curation, entries, notes)
     _require_splits_and_classes(entries, settings)
     return _table(entries, notes, curated)
+
+
+def refuse_missing(settings: Settings) -> None:
+    """Raise `UserError` when `dataset.root` does not exist."""
+    root = settings.dataset.root
+    if not root.exists():
+        raise UserError(f"dataset.root: {printable(str(root))} does not exist; {LAYOUT}")
 
 
 def printable(text: str) -> str:

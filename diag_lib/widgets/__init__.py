@@ -4,6 +4,7 @@ from diag_lib.widgets.balance import BalanceBoard, balance_board
 from diag_lib.widgets.board import Board
 from diag_lib.widgets.curation import CurationBoard, curation_board
 from diag_lib.widgets.heatmaps import HeatmapBrowser, heatmap_browser
+from diag_lib.widgets.panel import SettingsPanel, settings_panel
 from diag_lib.widgets.threshold import ThresholdBoard, threshold_board
 
 __all__ = [
@@ -11,9 +12,11 @@ __all__ = [
     "Board",
     "CurationBoard",
     "HeatmapBrowser",
+    "SettingsPanel",
     "ThresholdBoard",
     "balance_board",
     "curation_board",
     "heatmap_browser",
+    "settings_panel",
     "threshold_board",
 ]

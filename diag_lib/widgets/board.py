@@ -1,16 +1,14 @@
 """What do all boards share? Controls above a picture that redraws, and a still picture where nobody can move them."""
 
 import contextlib
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as ipw
 from IPython.display import HTML
 
-STATIC = "DIAG_STATIC"
-"""Environment variable: set to 1, boards are shown as pictures only (the workbook sets it for its kernels)."""
+from diag_lib.live import live
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 LABEL = {"description_width": "8em"}
@@ -65,9 +63,9 @@ class Board(ABC):
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         bundle: dict[str, Any] = {"text/plain": f"<{type(self).__name__}>", "text/html": self.picture.value}
-        if os.environ.get(STATIC) != "1":
-            live = self.view._repr_mimebundle_()
-            bundle[VIEW] = (live[0] if isinstance(live, tuple) else live)[VIEW]
+        if live():
+            view = self.view._repr_mimebundle_()
+            bundle[VIEW] = (view[0] if isinstance(view, tuple) else view)[VIEW]
         return bundle
 
 
@@ -76,13 +74,15 @@ def slider_layout() -> ipw.Layout:
     return ipw.Layout(width="26em", max_width="100%")
 
 
-def buttons(name: str, options: Iterable[Any], value: Any) -> ipw.ToggleButtons:
+def buttons(
+    name: str, options: Iterable[Any], value: Any, label: Mapping[str, str] = LABEL
+) -> ipw.ToggleButtons:
     """One of a few: all to be seen, reached by Tab and pressed by Space.
 
     Not a drop-down menu: JupyterLab takes the arrow keys away from menus and moves to another cell.
     """
     return ipw.ToggleButtons(
         options=list(options), value=value, description=name, tooltip=name,
-        style={**LABEL, "button_width": "auto"},
+        style={**label, "button_width": "auto"},
         layout=ipw.Layout(display="flex", flex_flow="row wrap", max_width="100%", margin="2px 2em 2px 2px"),
     )  # fmt: skip

@@ -33,6 +33,7 @@ def compare(runs: Sequence[str | Path]) -> str:
     blocks = [
         ("Verdict", _verdict_rows(verdicts)),
         ("AUC of the arms [95%]", _arm_rows(verdicts)),
+        ("Gain over the first run, same images [95%]", _gain_rows(folders, verdicts)),
         ("Findings", _finding_rows(folders)),
         ("Settings that differ", _setting_rows(folders)),
     ]
@@ -73,6 +74,34 @@ def _arm_rows(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
     arms = [{str(arm.get("id")): row("", arm) for arm in _items(verdict, "arms")} for verdict in verdicts]
     ids = list(dict.fromkeys(name for found in arms for name in found))
     return [[name, *(_auc(found.get(name)) for found in arms)] for name in ids]
+
+
+def _gain_rows(folders: Sequence[RunFolder], verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Each arm's AUC minus that of the first run's; only between runs on the very same dataset."""
+    from diag_lib.probes.compare import common_scores
+    from diag_lib.training import load_arm
+
+    data = [
+        _mapping(_mapping(folder.read_json("run.json")).get("inputs")).get("dataset") for folder in folders
+    ]
+    first, *others = folders
+    same = [bool(data[0]) and one == data[0] for one in data[1:]]
+    ids = dict.fromkeys(str(arm.get("id")) for verdict in verdicts for arm in _items(verdict, "arms"))
+    table = []
+    for name in ids if any(same) else ():
+        before = load_arm(first, name)
+        cells = [ABSENT if before is None else "reference"]
+        for folder, comparable in zip(others, same, strict=True):
+            after = load_arm(folder, name) if comparable else None
+            if before is None or after is None:
+                cells.append(ABSENT)
+                continue
+            scores = common_scores({"before": before.val_scores, "after": after.val_scores})
+            found = scores.difference("before", "after")
+            cells.append(f"{found.delta:+.2f} [{found.ci[0]:+.2f}, {found.ci[1]:+.2f}]")
+        if any(cell not in (ABSENT, "reference") for cell in cells):
+            table.append([name, *cells])
+    return table
 
 
 def _auc(item: Any) -> str:

@@ -13,6 +13,7 @@ from diag_lib.errors import UserError
 from diag_lib.evidence import STEP_TITLES, STEPS, RunFolder
 from diag_lib.settings import load
 from diag_lib.workbook.render import environment, page_name, scrubber
+from diag_lib.workbook.sanitize import tell_regions_apart
 from diag_lib.workbook.state import RunState
 
 _SAFE_IN_ZIP = (1980, 1, 1, 0, 0, 0)
@@ -77,7 +78,7 @@ def _without_images(page: BeautifulSoup) -> None:
 
 def _one_page(folder: RunFolder, pages: dict[str, BeautifulSoup]) -> str:
     """All pages in one: the overview, then each step as a section that the links point to."""
-    parts = []
+    whole = BeautifulSoup("", "html.parser")
     for name, page in pages.items():
         main = page.find("main")
         if not isinstance(main, Tag):
@@ -92,8 +93,11 @@ def _one_page(folder: RunFolder, pages: dict[str, BeautifulSoup]) -> str:
                 link["href"] = f"#{_anchor(target)}"
             elif target.endswith(".html") and ":" not in target:
                 link.unwrap()
-        inner = Markup(main.decode_contents())  # noqa: S704 - cut from our own pages
-        parts.append(Markup('<section class="part" id="{}">{}</section>').format(anchor, inner))
+        section = whole.new_tag("section", attrs={"class": "part", "id": anchor})
+        section.extend(list(main.contents))
+        whole.append(section)
+        whole.append("\n")
+    tell_regions_apart(whole)
     state, hide = RunState.load(folder), scrubber(folder, None)
     links = Markup("").join(
         Markup('<li><a href="#{}">{}</a></li>').format(_anchor(page_name(step)), STEP_TITLES[step])
@@ -107,7 +111,7 @@ def _one_page(folder: RunFolder, pages: dict[str, BeautifulSoup]) -> str:
     return (
         environment()
         .get_template("page.html.j2")
-        .render(title=hide(state.name), nav=nav, main=Markup("\n").join(parts))
+        .render(title=hide(state.name), nav=nav, main=Markup(str(whole)))  # noqa: S704 - cut from our own pages
     )
 
 

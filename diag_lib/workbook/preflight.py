@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from diag_lib.errors import UserError
-from diag_lib.images import printable
+from diag_lib.images import keep_out_of_dataset
 from diag_lib.settings import Settings
 from diag_lib.user_code import load_plugins
 
@@ -26,20 +25,6 @@ def refuse_mistakes(settings: Settings, steps: Sequence[str], out: Path) -> None
         teacher=trains or not _NEED_TEACHER.isdisjoint(steps),
         student=trains or not _NEED_STUDENT.isdisjoint(steps),
     )
-
-
-def keep_out_of_dataset(settings: Settings, out: Path) -> None:
-    """Raise `UserError` when run folder or cache lie inside the dataset, which is never written to."""
-    root = settings.dataset.root
-    if not root.is_dir():
-        return
-    cache = settings.runtime.cache_dir
-    for what, place, key in (("run folder", out, "--out (run_dir)"), ("cache", cache, "runtime.cache_dir")):
-        if place is not None and place.resolve().is_relative_to(root.resolve()):
-            raise UserError(
-                f"{what} {printable(str(place))} lies inside the dataset, which is never written to; "
-                f"choose another {key}"
-            )
 
 
 def _refuse_networks(settings: Settings, *, teacher: bool, student: bool) -> None:

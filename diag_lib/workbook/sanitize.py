@@ -209,7 +209,22 @@ def _cleaned(markup: str, scrub: Callable[[str], str]) -> str:
         _make_scrollable(soup, table)
     for block in soup.find_all("pre"):
         block["tabindex"] = "0"
+    for head in soup.find_all("th"):
+        if not head.get_text(strip=True) and not head.find("img"):
+            head.name = "td"  # a corner cell heads nothing
+            head.attrs.pop("scope", None)
+    tell_regions_apart(soup)
     return str(soup)
+
+
+def tell_regions_apart(page: Tag) -> None:
+    """Number the regions of a page that have the same name, so that a list of them says which is which."""
+    seen: dict[str, int] = {}
+    for region in page.find_all(role="region"):
+        name = str(region.get("aria-label", ""))
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:
+            region["aria-label"] = f"{name} ({seen[name]})"
 
 
 def _clean_tag(tag: Tag, scrub: Callable[[str], str]) -> None:

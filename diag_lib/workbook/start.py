@@ -3,14 +3,15 @@
 import contextlib
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
+from diag_lib import live, resources
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS, RunFolder
+from diag_lib.images import keep_out_of_dataset
 from diag_lib.settings import Settings, load
-from diag_lib.workbook.preflight import keep_out_of_dataset
 
 SETTINGS_FILE = "settings.yaml"
 
@@ -40,7 +41,7 @@ def start(
     UserError : a parameter or a setting is not allowed, or the folder cannot be written.
     """
     _check(step, config, run_dir, overrides)
-    with contextlib.chdir(_base_dir()):
+    with contextlib.chdir(resources.base_dir()):
         settings = load(Path(config) if not isinstance(config, str) else config, dict(overrides or {}))
         folder = RunFolder(Path(run_dir).expanduser())
         keep_out_of_dataset(settings, folder.root)
@@ -50,7 +51,25 @@ def start(
     path = folder.root / SETTINGS_FILE
     if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
         folder.write_text(SETTINGS_FILE, text)
+    live.end_well_when_stopped(lambda: _stopped(folder))
     return settings, folder.root
+
+
+def _stopped(folder: RunFolder) -> object:
+    """What a cell that was stopped leaves: one line on what is kept and how to go on."""
+    from diag_lib import display
+
+    arms = folder.root / "artifacts" / "arms"
+    done = {path.parent for path in arms.glob("*/result.json")}
+    begun = {path.parent for path in arms.glob("*/checkpoint.pt")} - done
+    kept = [f"{len(done)} finished {_trainings(done)}"] if done else []
+    kept += [f"{len(begun)} begun {_trainings(begun)} up to the last whole epoch"] if begun else []
+    told = f"Kept: {' and '.join(kept)}. " if kept else ""
+    return display.callout("warning", f"{told}Run this cell again to go on from there.", "Stopped")
+
+
+def _trainings(which: Sized) -> str:
+    return "training" if len(which) == 1 else "trainings"
 
 
 def prepare_data(settings: Settings, config: str | os.PathLike[str]) -> None:
@@ -71,9 +90,3 @@ def _check(step: object, config: object, run_dir: object, overrides: object) -> 
             f"parameter overrides: a mapping of dotted keys to values is expected, found {overrides!r};"
             ' for example {"training.seed": 7}'
         )
-
-
-def _base_dir() -> Path:
-    here = Path.cwd()
-    in_checkout = here.name == "notebooks" and (here.parent / "diag_lib" / "workbook").is_dir()
-    return here.parent if in_checkout else here
