@@ -139,7 +139,8 @@ EXPERIMENTS = {
     "probe:baseline.resize": "bce_only on resized and on native pixels",
     "recalibrated": "the same weights with the BatchNorm statistics as they are and measured anew",
     "other_pooling": "bce_only with the configured pooling and the better one",
-    "trained_on_val": "bce_only trained on train and on half of val, both judged on the other half",
+    "carried_over": "bce_only trained on train and on half of val, both judged on the other half; "
+    "where val does not teach itself, a student within train against val",
     "more_images": "bce_only on as many images as there are and on more of them, taken from val",
     "larger_student": "bce_only with the configured student and with Tiny-LaDeDa",
     "best_alpha": "status_quo against the weight that was best on the other half",

@@ -152,7 +152,20 @@ def test_shuffled_labels_are_told_from_a_gap_between_train_and_val() -> None:
         bce_only=0.5,
     )
     assert isinstance(BY_ID["labels_shuffled"].screen(gap), RuledOut)
-    assert isinstance(BY_ID["split_shift"].screen(gap), Suspicion)
+    opinion = BY_ID["split_shift"].screen(gap)
+    assert isinstance(opinion, Suspicion) and opinion.weak, "val's labels may be wrong"
+
+
+def test_labels_with_which_a_good_teacher_still_agrees_are_not_shuffled() -> None:
+    """Most pictures of train are blank: neither they nor what is left can be learned, but the labels are right."""
+    left = (
+        found("baseline.heldout_train", "no", (0.38, 0.53)),
+        found("baseline.val_learnable", "yes", (0.88, 0.93)),
+    )
+    for train, suspect in (((0.62, 0.76), False), ((0.46, 0.54), True)):
+        evidence = (teacher(0.99, 1.0), found("teacher.auc_train", "undecided", train), *left)
+        opinion = BY_ID["labels_shuffled"].screen(case(*evidence, bce_only=0.51))
+        assert isinstance(opinion, Suspicion) == suspect
 
 
 def test_optimisation_is_hardly_suspect_when_the_standardised_arm_rescues_the_student() -> None:
@@ -178,7 +191,9 @@ def test_broken_files_are_the_cause_only_of_a_failure_and_only_if_they_are_many(
     assert isinstance(opinion, Suspicion) and not opinion.weak
     assert screen(case(few, status_quo=0.5)).weak
     assert isinstance(screen(case(many, status_quo=0.72)), Suspicion), "what is left teaches half of it"
-    assert isinstance(screen(case(many, status_quo=0.96)), RuledOut)
+    some = dataclasses.replace(many, data={"worst": 0.2})
+    assert isinstance(screen(case(some, status_quo=0.96)), RuledOut)
+    assert isinstance(screen(case(many, status_quo=0.96)), Suspicion), "half of a class is missing"
     assert isinstance(screen(case(few, status_quo=0.72)), RuledOut)
     assert isinstance(screen(case(found("audit.unreadable", "yes", worst=0.01), status_quo=0.5)), RuledOut)
 

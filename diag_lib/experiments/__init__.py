@@ -40,7 +40,7 @@ EXPERIMENTS: dict[str, Callable[[Trials], Comparison | None]] = {
     "larger_student": on_training.larger_student,
     "more_images": on_data.more_images,
     "teacher_variant": on_training.teacher_variant,
-    "trained_on_val": on_data.trained_on_val,
+    "carried_over": on_data.carried_over,
     "teacher_on_train": on_data.teacher_on_train,
     "other_pooling": on_training.other_pooling,
     "best_alpha": on_training.best_alpha,

@@ -23,6 +23,7 @@ from diag_lib.images.manifest import read_curation
 from diag_lib.probes import retrain
 from diag_lib.screens import normalization_patch
 from diag_lib.statistics import (
+    Auc,
     auc,
     auc_difference_unpaired,
     cluster_bootstrap,
@@ -196,6 +197,26 @@ def more_images(trials: Trials) -> Comparison | None:
     what = f"training on {shown[1]} instead of {shown[0]}"
     names = f"{BCE_ONLY} on {shown[0]}", f"{BCE_ONLY} on {shown[1]}"
     return compare(what, names[0], before.val_scores, names[1], after.val_scores)
+
+
+def carried_over(trials: Trials) -> Comparison | None:
+    """What training on val brings; where val does not teach itself, what a student reaches within train against val.
+
+    The second is no intervention: it shows that something is lost from train to val, not what.
+    """
+    if trials.case.says("baseline.val_learnable", "yes"):
+        return trained_on_val(trials)
+    held_out = trials.case.finding("baseline.heldout_train")
+    (baseline,) = trials.arms(BCE_ONLY)
+    if baseline is None or held_out is None or held_out.ci is None or held_out.value is None:
+        return None
+    (low, high), n = held_out.ci, held_out.n or 0
+    within = Auc(
+        held_out.value, (low, high), (high - low) / (2 * float(norm.ppf(0.975))), n // 2, n // 2, True
+    )
+    difference = auc_difference_unpaired(baseline.auc, within)
+    what, names = "judging within train instead of on val", (f"{BCE_ONLY} on val", f"{BCE_ONLY} within train")
+    return replace(from_difference(what, *names, difference), direct=True)
 
 
 def trained_on_val(trials: Trials) -> Comparison | None:

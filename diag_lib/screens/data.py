@@ -20,6 +20,8 @@ RUINOUS_SHARE = 0.1
 """Unreadable share of a class from which it can be what a failing training fails of; fewer are listed and left out."""
 
 
+WRECKED_SHARE = 1 / 3
+"""Unreadable share of a class from which a dataset is called broken, whatever the student makes of the rest."""
 MIRRORED = 0.05
 """AUC by which a mirrored ranking of val may fall short of the ranking within train; a mere shift costs far more."""
 
@@ -30,8 +32,9 @@ def corrupt_images(case: Case) -> Suspicion | RuledOut | None:
         return None
     if found.answer != "yes" or found.severity != "error":
         return RuledOut(found.message)
-    few = found.data.get("worst", 1.0) < RUINOUS_SHARE
-    if case.status_quo_works_clearly or (few and case.status_quo_learns):
+    share = found.data.get("worst", 1.0)
+    few = share < RUINOUS_SHARE
+    if share < WRECKED_SHARE and (case.status_quo_works_clearly or (few and case.status_quo_learns)):
         return RuledOut(f"{found.message}, but the student learns from the others")
     return Suspicion(found.message, (found.id,), weak=few)
 
@@ -147,6 +150,15 @@ def labels_shuffled(case: Case) -> Suspicion | RuledOut | None:
         return RuledOut(
             f"a student trained on part of train ranks the rest: AUC {interval_text(held_out.ci)}"
         )
+    if (
+        train_auc is not None
+        and val_auc is not None
+        and val_auc[0] > limits.teacher_auc_good
+        and train_auc[0] > limits.teacher_auc_low
+    ):
+        return RuledOut(
+            f"the teacher, good on val, still agrees with the train labels: AUC {interval_text(train_auc)}"
+        )
     if teacher_disagrees:
         because = f"the teacher ranks val {interval_text(val_auc)} but not train {interval_text(train_auc)}"
         return Suspicion(because, ("teacher.auc_train", "teacher.auc", "baseline.heldout_train"))
@@ -200,7 +212,10 @@ def split_shift(case: Case) -> Suspicion | RuledOut | None:
         because = (
             f"within train the student generalises (AUC {interval_text(held_out.ci)}), on val it does not"
         )
-        return Suspicion(because, ("baseline.heldout_train", "baseline.auc", "audit.drift"))
+        # Where val cannot be learned from itself, its labels may be what is wrong: nothing is proven then.
+        unlearnable = not case.says("baseline.val_learnable", "yes")
+        evidence = ("baseline.heldout_train", "baseline.val_learnable", "baseline.auc", "audit.drift")
+        return Suspicion(because, evidence, weak=unlearnable)
     if held_out.answer == "no":
         return RuledOut(
             f"the student does not generalise within train either: AUC {interval_text(held_out.ci)}"
