@@ -93,6 +93,10 @@ def test_a_resize_that_harms_both_networks_is_not_the_teachers_preprocessing() -
     assert isinstance(screen(case(cropped)), Suspicion)
     assert isinstance(screen(case(cropped, found("baseline.resize", "no"))), Suspicion)
     assert isinstance(screen(case(cropped, found("baseline.resize", "yes"))), RuledOut)
+    scaled = {"dataset": {"resize": "crop", "normalize_mean": [0.0] * 3, "normalize_std": [1.0] * 3}}
+    for patch, ruled_out in ((scaled, True), ({**scaled, "teacher": {"preprocess": "NPR"}}, False)):
+        also = dataclasses.replace(cropped, data={**cropped.data, "settings": patch})
+        assert isinstance(screen(case(also, found("baseline.resize", "yes"))), RuledOut) == ruled_out
 
 
 def test_an_undecided_teacher_says_how_many_images_would_decide() -> None:

@@ -1,5 +1,6 @@
 """Which causes that lie in the teacher does the evidence make suspect?"""
 
+from diag_lib.evidence import Finding
 from diag_lib.screens.case import (
     Case,
     RuledOut,
@@ -46,13 +47,18 @@ def teacher_preprocessing(case: Case) -> Suspicion | RuledOut | None:
         return RuledOut(found.message)
     if found.answer == "yes" and not _worth_feeding_otherwise(case):
         return RuledOut(f"{found.message} Even so it would know too little to teach")
-    only_resized = found.data.get("settings") in ({"dataset": {"resize": "crop"}}, {"dataset.resize": "crop"})
-    if only_resized and case.says("baseline.resize", "yes"):
+    if _crops(found) and case.says("baseline.resize", "yes"):
         return RuledOut("native pixels serve the student as well as the teacher: it is the resizing")
     # A few enormous patches spoil the image logits; whatever damps them looks like the right preprocessing.
     outliers = case.says("logits.heavy_tail", "yes") and not case.says("teacher.bn_fingerprint", "yes")
     weak = found.answer == "undecided" or outliers
     return Suspicion(found.message, (found.id, "teacher.bn_fingerprint"), weak=weak)
+
+
+def _crops(found: Finding) -> bool:
+    """Whether native pixels are what the better input has, with the network's own preprocessing left as it is."""
+    patch = found.data.get("settings") or {}
+    return patch.get("dataset", {}).get("resize") == "crop" and "teacher" not in patch
 
 
 def _worth_feeding_otherwise(case: Case) -> bool:
