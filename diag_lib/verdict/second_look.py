@@ -27,7 +27,8 @@ from diag_lib.training import ArmResult
 from diag_lib.verdict.judging import CLEARLY_LESS, Trial, judge_all, strongest_rival
 from diag_lib.verdict.result import NamedCause
 
-HIDDEN_GROUPS = ("teacher", "loss", "optimisation", "model")
+STUDENTS_OWN = ("optimisation", "model")
+HIDDEN_GROUPS = ("teacher", "loss", *STUDENTS_OWN)
 """Groups whose evidence is mostly independent of the student, so that it still holds when another fault is repaired."""
 
 
@@ -70,10 +71,13 @@ def behind(trials: Trials, named: Sequence[NamedCause], after: ArmResult | None)
 
 def _suspects(case: Case, known: Collection[str], flattering: bool) -> list[tuple[Cause, Suspicion]]:
     """The causes worth a trial: unnamed, not explained by a named one, and suspected for certain."""
+    groups = {cause.group for cause in CAUSES if cause.id in known}
+    # A longer schedule, a higher rate and all layers are rivals for one weakness: of them one is named.
+    hidden = set(HIDDEN_GROUPS) - (set(STUDENTS_OWN) if groups & set(STUDENTS_OWN) else set())
     return [
         (cause, opinion)
         for cause in CAUSES
-        if (cause.id in inflating() or (cause.group in HIDDEN_GROUPS and not flattering))
+        if (cause.id in inflating() or (cause.group in hidden and not flattering))
         and cause.id not in known
         and not set(known) & set(cause.yields_to)
         and isinstance(opinion := cause.screen(case), Suspicion)
