@@ -198,7 +198,7 @@ def finetune_teacher(
     _allow_code(trust_code)
     from diag_lib.training import finetune_teacher as finetune
 
-    result = finetune(settings, _folder(settings, out))
+    result = finetune(*_prepared(settings, out))
     if _first_rank():
         auc = result.auc
         typer.echo(f"Validation AUC {interval(auc.before)} before, {interval(auc.after)} after")
@@ -234,7 +234,7 @@ def train(
 
     # An unknown arm or loss leaves no folder behind.
     named_loss(arm_settings(settings, arm).training.distillation.loss)
-    folder = _folder(settings, out)
+    settings, folder = _prepared(settings, out)
     results = train_arms(settings, folder, [arm])
     if arm not in results:
         raise UserError(f"arm {arm}: {results.not_run.get(arm, 'was not trained')}")
@@ -367,13 +367,13 @@ def _run(
     return code
 
 
-def _folder(settings: "Settings", out: Path | None) -> RunFolder:
-    """The run folder of a command that trains without the workbook, made when missing."""
-    from diag_lib.images import keep_out_of_dataset
+def _prepared(settings: "Settings", out: Path | None) -> tuple["Settings", RunFolder]:
+    """Settings and run folder of a command that trains without the workbook; the folder is made when missing."""
+    from diag_lib.images import beside_run
 
     folder = RunFolder(_named(out) or default_out(settings))
-    keep_out_of_dataset(settings, folder.root)
-    return folder.create()
+    settings = beside_run(settings, folder.root, folder.default_cache)
+    return settings, folder.create()
 
 
 def _named(out: Path | None) -> Path | None:

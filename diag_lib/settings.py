@@ -199,6 +199,7 @@ class RuntimeSettings(_Section):
     budget: Literal["quick", "standard", "full"] = "standard"
     cache_dir: FilePath | None = None
     weights_dir: FilePath = Path("weights")
+    tensorboard: bool = False
 
 
 class ThresholdSettings(_Section):

@@ -1,10 +1,14 @@
-"""Which scalars did a run write for TensorBoard? Needs the extra `tensorboard`."""
+"""Which scalars did a run write for TensorBoard, and how are ours written? Needs the extra `tensorboard`."""
 
+import importlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from diag_lib.errors import UserError
 
 Points = list[tuple[int, float]]
+FILE = "events.out.tfevents.0.diag"
+"""TensorBoard finds events by their name; its own writer would add the host's."""
 
 
 def read_scalars(path: Path, max_bytes: int) -> dict[str, Points]:
@@ -56,3 +60,36 @@ def _scalars(file: Path, source: str) -> dict[str, Points]:
             f"history {source}: the events file cannot be read ({type(error).__name__})"
         ) from None
     return found
+
+
+def require() -> None:
+    """Raise `UserError` when `runtime.tensorboard` is asked for without the extra."""
+    try:
+        importlib.import_module("tensorboard.summary.writer.record_writer")
+    except ImportError:
+        raise UserError(
+            "runtime.tensorboard: needs an extra: pip install 'diag-lib[tensorboard]', or set it to false"
+        ) from None
+
+
+def write_scalars(folder: Path, series: Mapping[str, Points], time: float) -> Path:
+    """Write tag -> [(step, value), ...] as one events file into `folder`, in place of an earlier one.
+
+    `time` (seconds since 1970) is what TensorBoard shows for all points. Raises `OSError`, and `UserError` as
+    `require`.
+    """
+    require()
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{FILE}.part"
+    with part.open("wb") as stream:
+        writer = RecordWriter(stream)
+        writer.write(Event(wall_time=time, file_version="brain.Event:2").SerializeToString())
+        for tag, points in series.items():
+            for step, value in points:
+                summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+                writer.write(Event(wall_time=time, step=step, summary=summary).SerializeToString())
+    return part.replace(folder / FILE)

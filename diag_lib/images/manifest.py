@@ -57,7 +57,7 @@ def read(file: Path, settings: Settings, notes: list[tuple[str, str]]) -> list[E
     entries: list[Entry] = []
     for (number, row), file_path, path in zip(rows, files, _shown(files, folder), strict=True):
         where = f"{name}, row {number}"
-        label = _label(row["label"], where)
+        label = label_of(row["label"], where)
         split = _split(row["split"], splits, where) if has_split else ""
         source = printable(row.get("source", "").strip())
         entries.append(Entry(path, file_path, label, split, source, *stat_of(file_path)))
@@ -69,7 +69,7 @@ def read(file: Path, settings: Settings, notes: list[tuple[str, str]]) -> list[E
         notes.append(
             (name, f"no split column: {VAL_SHARE:.0%} of each class and source was set aside as validation")
         )
-        entries = _assign_splits(entries, settings.training.seed)
+        entries = assign_splits(entries, settings.training.seed)
     return entries
 
 
@@ -92,7 +92,7 @@ def curate(
             raise UserError(
                 f"{where}: action {printable(row['action'])!r} is not allowed; allowed: exclude, relabel"
             )
-        label = _label(row.get("label", ""), where) if action == "relabel" else None
+        label = label_of(row.get("label", ""), where) if action == "relabel" else None
         if actions.setdefault(path, (action, label)) != (action, label):
             raise UserError(f"{where}: contradicts an earlier row for {printable(path)}; keep one")
     counts = {"excluded": 0, "relabelled": 0, "unmatched": 0}
@@ -186,7 +186,8 @@ def _is_missing(cell: object) -> bool:
     return cell is None or cell is pd.NA or (isinstance(cell, float) and math.isnan(cell))
 
 
-def _label(text: str, where: str) -> int:
+def label_of(text: str, where: str) -> int:
+    """0 (real) or 1 (fake) as a cell names it. Raises `UserError` that begins with `where`."""
     label = LABELS.get(text.strip().lower())
     if label is None:
         shown = printable(text.strip())[:40]
@@ -230,7 +231,7 @@ def _shown(files: Sequence[str], folder: str) -> list[str]:
     return [shown_path(path.replace(os.sep, "/")) for path in relative]
 
 
-def _assign_splits(entries: Sequence[Entry], seed: int) -> list[Entry]:
+def assign_splits(entries: Sequence[Entry], seed: int) -> list[Entry]:
     """Set aside `VAL_SHARE` of each (label, source) by a hash of (seed, path), so that no order matters."""
     groups: dict[tuple[int, str], list[Entry]] = defaultdict(list)
     for entry in entries:

@@ -19,3 +19,20 @@ def keep_out_of_dataset(settings: Settings, out: Path) -> None:
                 f"{what} {printable(str(place))} lies inside the dataset, which is never written to; "
                 f"choose another {key}"
             )
+
+
+def beside_run(settings: Settings, out: Path, cache: Path) -> Settings:
+    """The settings with `runtime.cache_dir` named when packed images are unpacked there; else unchanged.
+
+    Who reads the dataset later knows the settings, not the run folder. Raises as `keep_out_of_dataset` does.
+    """
+    from diag_lib.images.shards import is_packed
+
+    keep_out_of_dataset(settings, out)
+    if (
+        settings.runtime.cache_dir is not None
+        or not settings.dataset.root.exists()
+        or not is_packed(settings)
+    ):
+        return settings
+    return settings.with_overrides({"runtime.cache_dir": str(cache)})

@@ -1,8 +1,9 @@
 """Which images does the dataset hold, and what are their label, split and source?
 
 Folders (`train|val[|test]` and `real|fake`, `0_real|1_fake`, `nature|ai` in any letter case, any other level
-between or below them kept as `source`) or a manifest (`manifest.py`) become one table. real = 0 and fake = 1
-whatever order the folders sort in. Nothing is decoded here and nothing is ever written into the dataset.
+between or below them kept as `source`), a manifest (`manifest.py`) or packed images (`unpack.py`) become one table.
+real = 0 and fake = 1 whatever order the folders sort in. Nothing is decoded here and nothing is ever written into
+the dataset.
 """
 
 # ruff: noqa: PTH116, PTH122, PTH123, PTH208
@@ -30,7 +31,7 @@ SPLIT_SYNONYMS = {
 }
 LAYOUT = (
     "expected <root>/train|val/[<source>/]real|fake (or 0_real|1_fake, nature|ai), "
-    "or a .csv/.parquet manifest"
+    "a .csv/.parquet manifest, or .arrow/.parquet/.tar files with the images in them"
 )
 COLUMNS = ("path", "file", "label", "split", "source", "size", "mtime_ns")
 FORMULA = ("=", "+", "-", "@")
@@ -80,12 +81,14 @@ def read_table(settings: Settings) -> ImageTable:
     UserError : the root is missing or empty, a split or class is absent, the manifest or curation file has a
         bad row; the line says what was found and what is expected.
     """
-    from diag_lib.images import manifest
+    from diag_lib.images import manifest, shards, unpack
 
     root = settings.dataset.root
     refuse_missing(settings)
     notes: list[tuple[str, str]] = []
-    if root.is_dir():
+    if shards.is_packed(settings):
+        entries = unpack.read(settings, notes)
+    elif root.is_dir():
         entries = _read_folders(root, settings, notes)
     elif root.suffix.lower() in (".csv", ".tsv", ".txt", ".parquet"):
         entries = manifest.read(root, settings, notes)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from diag_lib import tensorboard_events
 from diag_lib.devices import choose, thread_count
 from diag_lib.evidence import RunFolder
 from diag_lib.images import open_split
@@ -19,6 +20,7 @@ from diag_lib.settings import Settings
 from diag_lib.statistics import auc
 from diag_lib.teacher_cache import teacher_maps
 from diag_lib.training.arms import EXPLORATORY, Overrides, Plan, effective, plan
+from diag_lib.training.curves import write_curves
 from diag_lib.training.data import Data
 from diag_lib.training.distributed import World, world
 from diag_lib.training.final import Final, final_pass
@@ -74,6 +76,8 @@ def train_arms(
     ------
     UserError : unknown arm, unreadable dataset, missing weights.
     """
+    if settings.runtime.tensorboard:
+        tensorboard_events.require()  # before hours of training, not after
     splits = Splits(settings, run)
     made = plan(settings, len(splits.of(settings, "train").frame), ids, extra)
     wanted = [arm for arm in dict.fromkeys(ids) if arm in made.admitted]
@@ -89,6 +93,8 @@ def train_arms(
             describe_arm(run, arm, job.key, job.overrides, effective(job.settings), made.links[arm])
     world().barrier()
     results = {arm: loaded for arm in wanted if (loaded := load_arm(run, arm)) is not None}
+    if world().first:
+        write_curves(settings, run, results.values())
     return ArmResults(results, made)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from diag_lib import tensorboard_events
 from diag_lib.images import keep_out_of_dataset
 from diag_lib.settings import Settings
 from diag_lib.user_code import load_plugins
@@ -15,6 +16,8 @@ def refuse_mistakes(settings: Settings, steps: Sequence[str], out: Path) -> None
     """Raise `UserError` for a run folder, history, network or code with which the steps cannot work."""
     keep_out_of_dataset(settings, out)
     load_plugins(settings)
+    if settings.runtime.tensorboard:
+        tensorboard_events.require()
     if "symptoms" in steps and settings.history is not None:
         from diag_lib.history import read_history
 

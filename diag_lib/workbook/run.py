@@ -13,6 +13,7 @@ from typing import Any, Literal
 from diag_lib import resources
 from diag_lib.errors import UserError
 from diag_lib.evidence import SEVERITIES, STEP_TITLES, STEPS, RunFolder
+from diag_lib.images import beside_run
 from diag_lib.settings import Settings, load
 from diag_lib.workbook import fingerprint
 from diag_lib.workbook.execute import Kernel, execute, now
@@ -75,6 +76,7 @@ def run_workbook(
     settings = settings.with_overrides(overrides) if overrides else settings
     if not isinstance(config, Settings):
         prepare_data(settings, config)
+    settings = beside_run(settings, Path(out), RunFolder(out).default_cache)
     inputs, facts = fingerprint.inputs(settings), gather_facts(settings)
     refuse_mistakes(settings, chosen, Path(out))
     folder = RunFolder(out).create()

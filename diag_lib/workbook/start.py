@@ -10,7 +10,7 @@ from typing import Any
 from diag_lib import live, resources
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS, RunFolder
-from diag_lib.images import keep_out_of_dataset
+from diag_lib.images import beside_run
 from diag_lib.settings import Settings, load
 
 SETTINGS_FILE = "settings.yaml"
@@ -44,7 +44,7 @@ def start(
     with contextlib.chdir(resources.base_dir()):
         settings = load(Path(config) if not isinstance(config, str) else config, dict(overrides or {}))
         folder = RunFolder(Path(run_dir).expanduser())
-        keep_out_of_dataset(settings, folder.root)
+        settings = beside_run(settings, folder.root, folder.default_cache)
         folder.create()
         prepare_data(settings, config)
     text = settings.to_yaml()
