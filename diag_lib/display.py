@@ -225,10 +225,13 @@ def facts(items: Mapping[str, object], caption: str | None = None) -> HTML:
     )
 
 
-def thumbnails(images: Sequence[Any], captions: Sequence[str], title: str | None = None) -> HTML:
+def thumbnails(
+    images: Sequence[Any], captions: Sequence[str], title: str | None = None, least_height: int = 0
+) -> HTML:
     """Small pictures side by side, each with its caption (which is its text alternative too).
 
     Parameters: `images` are uint8 arrays (H, W, 3) or (H, W), or PIL images; at most 60 are shown, said so.
+    `least_height` in pixels keeps the place of pictures that come and go.
     Raises `ValueError` when the numbers of images and captions differ.
     """
     if len(images) != len(captions):
@@ -238,16 +241,21 @@ def thumbnails(images: Sequence[Any], captions: Sequence[str], title: str | None
         f'<figure style="margin:0;width:112px">'
         f'<img src="{_thumbnail(image)}" alt="{text(caption)}" width="112" '
         f'style="width:112px;height:auto;image-rendering:pixelated;border-radius:4px;background:#fff">'
-        f'<figcaption style="font-size:.8em;overflow-wrap:anywhere">{text(caption)}</figcaption></figure>'
+        f'<figcaption style="font-size:.8em;overflow-wrap:anywhere">{_breakable(caption)}</figcaption></figure>'
         for image, caption in shown
     )
     above = f'<p style="margin:.2em 0 .5em"><strong>{text(title)}</strong></p>' if title else ""
     rest = len(images) - len(shown)
     more = f'<p style="margin:.5em 0 0">{number(rest)} more are not shown.</p>' if rest else ""
     return _html(
-        f'<div class="diag-thumbnails" style="margin:1em 0">{above}'
+        f'<div class="diag-thumbnails" style="margin:1em 0;min-height:{least_height}px">{above}'
         f'<div style="display:flex;flex-wrap:wrap;gap:12px">{items}</div>{more}</div>'
     )
+
+
+def _breakable(caption: str) -> str:
+    """Escaped; a line breaks after a folder rather than within a name."""
+    return text(caption).replace("/", "/<wbr>")
 
 
 def _thumbnail(image: Any) -> str:
