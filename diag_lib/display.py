@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import math
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -222,6 +223,36 @@ def facts(items: Mapping[str, object], caption: str | None = None) -> HTML:
     above = f'<p style="margin:.2em 0"><strong>{text(caption)}</strong></p>' if caption else ""
     return _html(
         f'<div class="diag-facts" style="margin:1em 0">{above}<dl style="margin:0">{rows}</dl></div>'
+    )
+
+
+def meanings(cause_ids: Iterable[str]) -> HTML:
+    """What stands behind each of these causes, to unfold: when it is suspected, what looks like it, its proof."""
+    return _html("".join(meaning(name) for name in cause_ids))
+
+
+def meaning(cause_id: object, title: str = "") -> str:
+    """One cause of `meanings` as escaped markup; empty for an id that no table holds."""
+    from diag_lib.causes import CAUSES
+    from diag_lib.causes_words import explained
+
+    cause = next((cause for cause in CAUSES if cause.id == cause_id), None)
+    if cause is None:
+        return ""
+    answers = "".join(
+        f"<p><strong>{text(question)}</strong> {_marked(said)}</p>"
+        for question, said in explained(cause).items()
+    )
+    return (
+        f'<details class="diag-meaning"><summary>{text(title or f"What {cause.id} means")}</summary>'
+        f"<p>{text(cause.sentence)}</p>{answers}</details>"
+    )
+
+
+def _marked(words: str) -> str:
+    """Escaped; `code` as such, and of a link to another cause its name, since that one has no place here."""
+    return re.sub(
+        r"`([^`]+)`|\[([^\]]+)\]\(#[^)]*\)", lambda mark: f"<code>{mark[1] or mark[2]}</code>", text(words)
     )
 
 

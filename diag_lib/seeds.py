@@ -95,8 +95,8 @@ def headline(before: str, after: str, pairs: Sequence[SeedPair]) -> str:
         return f"{both}: the seeds contradict each other"
     if set(told) <= {"open"}:
         return f"{both}: no clear difference"
-    word: Verdict = "better" if "better" in told else "worse"
-    clear = told.count(word)
+    word = "better" if "better" in told else "worse"
+    clear = sum(verdict == word for verdict in told)
     if len(told) == 1:
         return f"{both}: {word}, from one seed"
     return (
