@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import math
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -225,10 +226,43 @@ def facts(items: Mapping[str, object], caption: str | None = None) -> HTML:
     )
 
 
-def thumbnails(images: Sequence[Any], captions: Sequence[str], title: str | None = None) -> HTML:
+def meanings(cause_ids: Iterable[str]) -> HTML:
+    """What stands behind each of these causes, to unfold: when it is suspected, what looks like it, its proof."""
+    return _html("".join(meaning(name) for name in cause_ids))
+
+
+def meaning(cause_id: object, title: str = "") -> str:
+    """One cause of `meanings` as escaped markup; empty for an id that no table holds."""
+    from diag_lib.causes import CAUSES
+    from diag_lib.causes_words import explained
+
+    cause = next((cause for cause in CAUSES if cause.id == cause_id), None)
+    if cause is None:
+        return ""
+    answers = "".join(
+        f"<p><strong>{text(question)}</strong> {_marked(said)}</p>"
+        for question, said in explained(cause).items()
+    )
+    return (
+        f'<details class="diag-meaning"><summary>{text(title or f"What {cause.id} means")}</summary>'
+        f"<p>{text(cause.sentence)}</p>{answers}</details>"
+    )
+
+
+def _marked(words: str) -> str:
+    """Escaped; `code` as such, and of a link to another cause its name, since that one has no place here."""
+    return re.sub(
+        r"`([^`]+)`|\[([^\]]+)\]\(#[^)]*\)", lambda mark: f"<code>{mark[1] or mark[2]}</code>", text(words)
+    )
+
+
+def thumbnails(
+    images: Sequence[Any], captions: Sequence[str], title: str | None = None, least_height: int = 0
+) -> HTML:
     """Small pictures side by side, each with its caption (which is its text alternative too).
 
     Parameters: `images` are uint8 arrays (H, W, 3) or (H, W), or PIL images; at most 60 are shown, said so.
+    `least_height` in pixels keeps the place of pictures that come and go.
     Raises `ValueError` when the numbers of images and captions differ.
     """
     if len(images) != len(captions):
@@ -238,16 +272,21 @@ def thumbnails(images: Sequence[Any], captions: Sequence[str], title: str | None
         f'<figure style="margin:0;width:112px">'
         f'<img src="{_thumbnail(image)}" alt="{text(caption)}" width="112" '
         f'style="width:112px;height:auto;image-rendering:pixelated;border-radius:4px;background:#fff">'
-        f'<figcaption style="font-size:.8em;overflow-wrap:anywhere">{text(caption)}</figcaption></figure>'
+        f'<figcaption style="font-size:.8em;overflow-wrap:anywhere">{_breakable(caption)}</figcaption></figure>'
         for image, caption in shown
     )
     above = f'<p style="margin:.2em 0 .5em"><strong>{text(title)}</strong></p>' if title else ""
     rest = len(images) - len(shown)
     more = f'<p style="margin:.5em 0 0">{number(rest)} more are not shown.</p>' if rest else ""
     return _html(
-        f'<div class="diag-thumbnails" style="margin:1em 0">{above}'
+        f'<div class="diag-thumbnails" style="margin:1em 0;min-height:{least_height}px">{above}'
         f'<div style="display:flex;flex-wrap:wrap;gap:12px">{items}</div>{more}</div>'
     )
+
+
+def _breakable(caption: str) -> str:
+    """Escaped; a line breaks after a folder rather than within a name."""
+    return text(caption).replace("/", "/<wbr>")
 
 
 def _thumbnail(image: Any) -> str:

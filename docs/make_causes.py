@@ -14,10 +14,10 @@ from typing import Any
 from PIL import Image
 
 from diag_lib.causes import CAUSES, Cause
+from diag_lib.causes_words import EVIDENCE, proof, told_apart
 from diag_lib.faults.inject import FAULTS
 from diag_lib.screens import Case
 from diag_lib.settings import Settings
-from docs.causes_words import EVIDENCE, EXPERIMENTS, TOLD_APART
 
 HERE = Path(__file__).parent
 PAGE, PICTURES = HERE / "causes.md", HERE / "causes"
@@ -36,12 +36,6 @@ training and 420 validation images a class. *Before* and *after* are the two sid
 validation images that chose nothing; the arms above them are judged on all.
 """
 
-KINDS = {
-    "gain": "taking it away raises the AUC",
-    "inflation_removed": "taking it away lowers a flattering AUC to the true one",
-    "direct": "shown directly",
-}
-
 
 def page(alts: Mapping[str, str]) -> str:
     """The whole page; `alts` holds the text alternative of each picture that there is, by cause."""
@@ -57,33 +51,11 @@ def _section(cause: Cause, alt: str | None) -> str:
     picture = f"![{alt}](causes/{cause.id}.png)" if alt else "*No picture: no run of the lab named it first.*"
     lines.append(f"{picture}\n")
     lines.append(f"- **Suspected when** {EVIDENCE[cause.id]}")
-    lines.append(f"- **Told apart:** {_told_apart(cause)}")
-    lines.append(f"- **Proof:** {_proof(cause)}")
+    lines.append(f"- **Told apart:** {told_apart(cause)}")
+    lines.append(f"- **Proof:** {proof(cause)}")
     lines.append(f"- **Fix:** {fix.text}{' Settings: ' + ', '.join(patch) + '.' if patch else ''}")
     lines += [f"  - {action}" for action in fix.actions]
     return "\n".join(lines)
-
-
-def _told_apart(cause: Cause) -> str:
-    told = [cause.told_apart_by or TOLD_APART[cause.id]]
-    if cause.equivalent:
-        told.append(f"No number tells it from {_links(cause.equivalent)}.")
-    if cause.yields_to:
-        told.append(f"Silent once one of these is established: {_links(cause.yields_to)}.")
-    if cause.rival:
-        told.append("Of several that make a student learn worse, the one whose removal brings most is named.")
-    return " ".join(told)
-
-
-def _proof(cause: Cause) -> str:
-    if cause.experiment is None:
-        return "shown directly, by the evidence above."
-    return f"{EXPERIMENTS[cause.experiment]}; {KINDS[cause.proof]}."
-
-
-def _links(ids: Sequence[str]) -> str:
-    known = {cause.id for cause in CAUSES}
-    return ", ".join(f"[{name}](#{name})" if name in known else f"`{name}`" for name in ids)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """Does docs/causes.md say what the table of causes says, and does each picture show its run?"""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from diag_lib import display
 from diag_lib.causes import CAUSES
+from diag_lib.causes_words import EVIDENCE, EXPERIMENTS, TOLD_APART, explained
 from diag_lib.evidence import FINDINGS
 from diag_lib.plots import causes as pictures
 from docs import make_causes
-from docs.causes_words import EVIDENCE, EXPERIMENTS, TOLD_APART
 
 IDS = [cause.id for cause in CAUSES]
 AUC = {"auc": 0.61, "ci": [0.55, 0.66]}
@@ -51,6 +53,27 @@ def test_words_fit_the_table():
     assert set(EXPERIMENTS) == {cause.experiment for cause in CAUSES if cause.experiment}
     named = {name for text in EVIDENCE.values() for name in re.findall(r"`([a-z]+\.[\w.]+)`", text)}
     assert named and named <= set(FINDINGS)
+
+
+def test_a_cause_of_ones_own_is_explained_as_far_as_it_says():
+    own = dataclasses.replace(
+        CAUSES[0], id="few_steps", experiment="smaller_batches", proof="gain", told_apart_by="<b>A look.</b>"
+    )
+    assert set(explained(own)) == {"Told apart:", "Proof:"}
+    assert explained(own)["Proof:"] == "the experiment `smaller_batches`; taking it away raises the AUC."
+    for cause in CAUSES:
+        assert list(explained(cause)) == ["Suspected when", "Told apart:", "Proof:"]
+        assert "[recorded]" not in explained(cause)["Suspected when"]
+
+
+def test_the_words_become_escaped_markup(monkeypatch):
+    own = dataclasses.replace(
+        CAUSES[0], id="few_steps", sentence="<i>x</i>", told_apart_by="<b>`a<b`</b> [x](#y)."
+    )
+    monkeypatch.setattr("diag_lib.causes.CAUSES", [own])
+    markup = display.meanings(["few_steps", "unknown"]).data
+    assert "&lt;b&gt;<code>a&lt;b</code>&lt;/b&gt; <code>x</code>." in markup
+    assert "<i>" not in markup and markup.count("<details") == 1
 
 
 def test_every_link_has_its_place():

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -83,22 +82,6 @@ def test_every_imported_package_is_declared_and_every_core_dependency_is_used():
 def test_the_version_is_semantic_and_in_the_changelog():
     assert re.fullmatch(r"\d+\.\d+\.\d+", diag_lib.__version__)
     assert f"## {diag_lib.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def wheel_content(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built wheel, unpacked: what a `pip install` puts beside other packages."""
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    [wheel] = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
 
 
 def test_a_wheel_holds_notebooks_presets_templates_and_demo_teachers(wheel_content: Path):

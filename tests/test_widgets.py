@@ -1,6 +1,8 @@
 """The boards: numbers against closed forms, pictures that follow the controls, hostile names that stay text."""
 
 import base64
+import html
+import io
 import math
 import re
 from html.parser import HTMLParser
@@ -22,6 +24,7 @@ from diag_lib.probes.balance import Choice, Terms, balance, percent, reading, te
 from diag_lib.probes.gallery import ORDERS, Gallery, limit
 from diag_lib.probes.threshold import candidates, confusion
 from diag_lib.settings import Settings
+from diag_lib.widgets.threshold import Files
 
 HOSTILE = "<img src=x onerror=window.hacked=1>.png"
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -179,8 +182,6 @@ def pictures_of(markup: str) -> list[str]:
 
 
 def size_of(markup: str) -> tuple[int, int]:
-    import io
-
     return Image.open(io.BytesIO(base64.b64decode(pictures_of(markup)[0]))).size
 
 
@@ -395,13 +396,45 @@ def test_thresholds_cover_everything_and_hold_zero() -> None:
 
 def test_the_threshold_moves_the_point(folder: Path) -> None:
     found = teacher.run(tiny_settings(folder, training__epochs_s2=1), folder / "run", progress=False)
-    shown = widgets.threshold_board(found)
+    shown = widgets.threshold_board(found, folder / "run")
     assert shown.threshold.value == 0.0
     before = shown.picture.value
     shown.threshold.value = shown.threshold.options[-1][1]
     assert shown.picture.value != before
     assert (shown.now.tpr, shown.now.fpr) == (0.0, 0.0)
     assert size_of(before) == size_of(shown.picture.value)
+    assert "Reals called fake: none" in shown.picture.value
+    fakes = found.of_split("val").query("label == 1").sort_values("score")
+    assert f"Fakes called real: the 6 of {len(fakes)} with the lowest scores" in shown.picture.value
+    worst = fakes.iloc[0]
+    first = re.findall(r'alt="([^"]+)" width="112"', shown.picture.value)[0]
+    assert html.unescape(first) == f"{worst.score:+#.3g}  {worst.path}"
+    with Image.open(io.BytesIO(base64.b64decode(pictures_of(shown.picture.value)[1]))) as thumbnail:
+        np.testing.assert_array_equal(
+            np.asarray(thumbnail), np.asarray(Image.open(folder / "data" / worst.path))
+        )
+
+
+def test_mistakes_are_sorted_by_how_wrong_they_are_and_read_when_shown() -> None:
+    labels = np.array([0] * 9 + [1] * 3)
+    scores = np.array([1.0, 9, 3, 4, 5, 6, 7, 8, math.nan, -2, -7, 6])
+    names = [f"{row}.png" for row in range(11)] + [HOSTILE]
+    read: list[str] = []
+
+    def pixels(path: str) -> np.ndarray:
+        read.append(path)
+        return np.zeros((8, 8, 3), np.uint8)
+
+    shown = widgets.ThresholdBoard({"it": (labels, scores)}, Files({"it": names}, pixels))
+    assert read == [f"{row}.png" for row in (1, 7, 6, 5, 4, 3)] + ["10.png", "9.png"]
+    assert "Reals called fake: the 6 of 8 with the highest scores" in shown.picture.value
+    assert "Fakes called real: all" in shown.picture.value
+    read.clear()
+    shown.threshold.value = max(value for _, value in shown.threshold.options)
+    assert read == ["10.png", "9.png", HOSTILE]
+    assert "&lt;img src=x" in shown.picture.value and HOSTILE not in shown.picture.value
+    shown.threshold.value = 0.0
+    assert len(read) == 3  # what was shown before is not read again
 
 
 def test_several_scores_can_be_compared() -> None:

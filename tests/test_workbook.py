@@ -253,6 +253,25 @@ def test_overview_puts_the_verdict_first_with_proof_patch_and_open_questions(tmp
     assert text.index("Teacher domain shift") < text.index("The chain of evidence") < text.index("Steps")
 
 
+def test_each_named_cause_unfolds_what_it_means(tmp_path):
+    """The words of the table of causes, offline; nothing where the id is none of ours."""
+    folder = _folder(tmp_path, sample.verdict())
+    text = index.write_index(folder, RunState("case"), None).read_text(encoding="utf-8")
+    assert text.count('<details class="diag-meaning">') == 2
+    first = text[text.index("<details") : text.index("</details>")]
+    for part in (
+        "<code>teacher.auc</code> lies below .55",
+        "The AUC is near one half with every input",
+        "Proof",
+    ):
+        assert part in first, part
+    assert "](#" not in text
+    odd = sample.verdict(causes=[{"id": sample.HOSTILE, "fix": {"text": "x"}}, {"id": ["a"]}])
+    folder = _folder(tmp_path / "odd", odd)
+    page = index.write_index(folder, RunState("case"), None).read_text(encoding="utf-8")
+    assert "diag-meaning" not in page
+
+
 @pytest.mark.parametrize(("healthy", "word"), [(True, "Healthy"), (None, "Undecided")])
 def test_overview_of_a_healthy_and_an_undecided_run(tmp_path, healthy, word):
     folder = _folder(tmp_path, sample.verdict(healthy=healthy, causes=[], complete=False))

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from diag_lib.display import ANSWER_WORD, SEVERITY_LOOK, number, with_interval
+from diag_lib.display import ANSWER_WORD, SEVERITY_LOOK, meaning, number, with_interval
 from diag_lib.evidence import STEP_TITLES, STEPS, Finding, RunFolder
 from diag_lib.settings import Settings
 from diag_lib.workbook.bars import Row, bars, row
@@ -53,6 +53,7 @@ def context(folder: RunFolder, state: RunState, settings: Settings | None, hide:
         "patch": hide(_patch(folder)),
         "others": causes[1:],
         "title_of": title_of,
+        "meaning": lambda cause: Markup(meaning(cause, "What this cause means")),  # noqa: S704 - escaped there
         "undecided": _mappings(verdict, "undecided"),
         "ruled_out": _mappings(verdict, "ruled_out"),
         "arms": _arms(verdict, settings),

@@ -1,7 +1,12 @@
-"""What raises the suspicion of a cause, what tells it apart, and what its experiment does: words for causes.md.
+"""What raises the suspicion of a cause, what tells it apart, and what does its experiment do? In words.
 
-The conditions themselves stand in `diag_lib/screens`; a test asks that every cause, experiment and finding id fits.
+They stand under a named cause in the report, and in docs/causes.md. The conditions themselves stand in
+`diag_lib/screens`; a test asks that every cause, experiment and finding id fits. Marks: `code`, [cause](#cause).
 """
+
+from collections.abc import Sequence
+
+from diag_lib.causes import CAUSES, Cause
 
 EVIDENCE = {
     "corrupt_images": "`audit.unreadable` says that 2 % or more of the files of a split and class cannot be decoded; "
@@ -145,3 +150,41 @@ EXPERIMENTS = {
     "larger_student": "bce_only with the configured student and with Tiny-LaDeDa",
     "best_alpha": "status_quo against the weight that was best on the other half",
 }
+
+KINDS = {
+    "gain": "taking it away raises the AUC",
+    "inflation_removed": "taking it away lowers a flattering AUC to the true one",
+    "direct": "shown directly",
+}
+
+
+def explained(cause: Cause) -> dict[str, str]:
+    """What a reader of the verdict may ask about a cause, and the answers; fewer for a cause of the user's own."""
+    suspected = EVIDENCE.get(cause.id, "").replace("[recorded]", "(in a recording of your own loop)")
+    answers = {"Suspected when": suspected, "Told apart:": told_apart(cause), "Proof:": proof(cause)}
+    return {question: answer for question, answer in answers.items() if answer}
+
+
+def told_apart(cause: Cause) -> str:
+    """What looks like the cause, and how the two differ."""
+    told = [cause.told_apart_by or TOLD_APART.get(cause.id, "")]
+    if cause.equivalent:
+        told.append(f"No number tells it from {_links(cause.equivalent)}.")
+    if cause.yields_to:
+        told.append(f"Silent once one of these is established: {_links(cause.yields_to)}.")
+    if cause.rival:
+        told.append("Of several that make a student learn worse, the one whose removal brings most is named.")
+    return " ".join(part for part in told if part)
+
+
+def proof(cause: Cause) -> str:
+    """The two sides of the experiment, and what their difference shows."""
+    if cause.experiment is None:
+        return "shown directly, by the evidence above."
+    sides = EXPERIMENTS.get(cause.experiment, f"the experiment `{cause.experiment}`")
+    return f"{sides}; {KINDS[cause.proof]}."
+
+
+def _links(ids: Sequence[str]) -> str:
+    known = {cause.id for cause in CAUSES}
+    return ", ".join(f"[{name}](#{name})" if name in known else f"`{name}`" for name in ids)
