@@ -15,6 +15,7 @@ from diag_lib.screens import Case
 from diag_lib.settings import load
 from diag_lib.statistics import auc
 from diag_lib.training import ArmResult
+from tests.steps_data import tiny_settings, write_images, write_teacher
 
 N = 200
 
@@ -150,3 +151,16 @@ def test_a_repair_is_tried_again_from_another_seed_in_a_folder_of_its_own(
     found = made.again("lr_too_low", {"training": {"lr_s1": 0.01}})
     assert asked == [("again_lr_too_low", {"training.lr_s1": 0.01}, "status_quo@seed1")]
     assert found is not None and found.ci[0] > 0.1 and found.before.auc.n_fake == N // 2
+
+
+@pytest.mark.slow
+def test_a_recommended_schedule_is_trained_in_its_full_length(tmp_path: Path) -> None:
+    """Arms share the run's schedule; a fix that is the schedule itself must not be shortened to it again."""
+    write_images(tmp_path / "data", 8, 8)
+    write_teacher(tmp_path / "teacher.safetensors")
+    settings = tiny_settings(tmp_path, training__epochs_s1=0, training__epochs_s2=1)
+    made = Trials(settings, RunFolder(tmp_path / "run").create(), {}, progress=False)
+    (short,) = made.arms("status_quo")
+    longer = made.recommended({"training": {"epochs_s2": 3}})
+    assert short is not None and longer is not None
+    assert made.results["recommended"].image_steps == longer.image_steps == 3 * short.image_steps

@@ -152,10 +152,10 @@ class Trials:
         """The configured training with all fixes at once, listed as the arm `recommended`.
 
         A patch of training settings shares batches and teacher pass with the other arms; one that changes the
-        data or the teacher is trained in a run folder of its own.
+        data, the teacher or the length of the schedule is trained in a run folder of its own.
         """
         overrides = dotted(patch)
-        if any(key.startswith(("dataset.", "teacher.")) for key in overrides):
+        if any(key.startswith(("dataset.", "teacher.", "training.epochs_")) for key in overrides):
             result = self.variant("recommended", overrides)
         else:
             result = training.train_arms(
