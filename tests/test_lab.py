@@ -219,7 +219,7 @@ class Shown:
 
     @property
     def picture(self) -> str:
-        return str(self.place.locator(".widget-html img").get_attribute("src"))
+        return str(self.place.locator(".widget-html img").first.get_attribute("src"))
 
     @property
     def text(self) -> str:
@@ -242,7 +242,7 @@ class Shown:
 
     def settled(self) -> str:
         """The text once the board has stopped changing and its picture is drawn: a redraw may come in several parts."""
-        picture = self.place.locator(".widget-html img")
+        picture = self.place.locator(".widget-html img").first
         for _ in range(40):
             seen = self.content
             self.page.wait_for_timeout(500)
@@ -384,6 +384,21 @@ def test_the_threshold_answers_the_keyboard(pages: Any, name: str, cell: str) ->
     board.after(lambda: opened.page.keyboard.press("ArrowRight"))
     assert board.picture != first
     assert board.height == height
+    assert "Reals called fake:" in board.text and "Fakes called real:" in board.text
+
+
+def test_the_arm_comparison_answers_the_keyboard(pages: Any) -> None:
+    opened = pages("05_distillation.ipynb")
+    board = opened.board("distillation-arms")
+    opened.shoot("distillation-arms")
+    for row, arm in (
+        (1, "standardized"),
+        (0, "bce_only"),
+    ):  # the row of the second arm, then that of the first
+        board.button(arm).nth(row).focus()
+        board.after(lambda: opened.page.keyboard.press("Space"))
+    assert "standardized against bce_only" in board.text
+    assert "first: bce_only" in board.text and "second: standardized" in board.text
 
 
 def test_the_gallery_writes_decisions_and_leaves_the_data_alone(pages: Any, work: Path) -> None:
