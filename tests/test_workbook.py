@@ -668,6 +668,15 @@ def test_time_outs_give_an_honest_page(tmp_path, limits, status, why):
     assert "time.sleep(600)" in _text(out / "01_audit.html")
 
 
+def test_a_stop_in_the_middle_of_writing_a_notebook_still_gives_a_page(tmp_path):
+    folder = RunFolder(tmp_path / "run").create()
+    (folder.root / "notebooks").mkdir()
+    (folder.root / "notebooks" / "01_audit.ipynb").write_text("")
+    state = RunState.load(folder)
+    state.steps["audit"] = StepState("stopped", why="The run was interrupted.")
+    assert "The run was interrupted." in _text(render.write_page(folder, state, "audit", None))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_a_consistent_folder_and_no_process(tmp_path, stop):

@@ -78,10 +78,11 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 def _batches(shard: Shard) -> Iterator[pa.RecordBatch]:
     file = shard.file
     if file.suffix.lower() == ".parquet":
-        with parquet.ParquetFile(file, memory_map=True) as table:
+        with parquet.ParquetFile(file) as table:
             columns = _columns(table.schema_arrow, shard)
             names = [name for name in (columns.image, columns.label, columns.source) if name]
-            yield from table.iter_batches(batch_size=_BATCH, columns=names)
+            for group in range(table.num_row_groups):  # all at once, pyarrow would hold the whole file
+                yield from table.iter_batches(batch_size=_BATCH, row_groups=[group], columns=names)
         return
     with pa.memory_map(str(file)) as mapped:
         if mapped.size() >= 6 and mapped.read(6) == b"ARROW1":

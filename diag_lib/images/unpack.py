@@ -23,6 +23,7 @@ from diag_lib.errors import UserError
 from diag_lib.images import manifest
 from diag_lib.images.columnar import read_columnar
 from diag_lib.images.readability import write_parquet
+from diag_lib.images.samples import Sample
 from diag_lib.images.shards import Shard, find_shards
 from diag_lib.images.sources import Entry, printable, shown_path, split_names, stat_of
 from diag_lib.images.tar_shards import read_tar
@@ -124,7 +125,7 @@ def _unpack(home: Path, shard: Shard, bar: "tqdm[Any]") -> pd.DataFrame:
             if sample.image is None:
                 rows.append((sample.name, -1, "", -1, sample.remark))
                 continue
-            name = f"{len(rows):07d}_{_safe(sample.name, slash='_')[-60:]}{sample.suffix}"
+            name = _file_name(len(rows), sample)
             _put(folder / name, sample.image, status.st_mtime_ns)
             rows.append((name, sample.label, sample.source, len(sample.image), ""))
             bar.update(min(len(sample.image), begun + status.st_size - bar.n))
@@ -147,6 +148,11 @@ def _put(file: Path, content: bytes, mtime_ns: int) -> None:
 
 def _list_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.list.parquet")
+
+
+def _file_name(number: int, sample: Sample) -> str:
+    key = _safe(sample.name, slash="_")[-60:] if sample.name else ""
+    return f"{number:07d}{'_' if key else ''}{key}{sample.suffix}"
 
 
 def _safe(name: str, slash: str = "/") -> str:

@@ -1,5 +1,6 @@
 """What does a step look like to someone without Jupyter? One self-contained page, readable anywhere."""
 
+import contextlib
 import logging
 import re
 from functools import lru_cache
@@ -128,7 +129,7 @@ def write_page(folder: RunFolder, state: RunState, step: str, settings: Settings
     line = state.steps[step]
     path = folder.root / "notebooks" / f"{STEPS.index(step):02d}_{step}.ipynb"
     notebook: Any = nbformat.v4.new_notebook()  # type: ignore[no-untyped-call,unused-ignore]
-    if path.is_file():
+    with contextlib.suppress(OSError, ValueError):  # not there, or a stop fell into its writing
         notebook = nbformat.read(str(path), as_version=4)  # type: ignore[no-untyped-call,unused-ignore]
     fragment = clean(_fragment(notebook), hide)
     if "<h1" not in fragment:
