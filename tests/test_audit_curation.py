@@ -12,7 +12,7 @@ from diag_lib import audit, widgets
 from diag_lib.audit import curation
 from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder
-from diag_lib.widgets.board import STATIC
+from diag_lib.live import STATIC
 
 HOSTILE = "<img src=x onerror=window.hacked=1>.png"
 VIEW = "application/vnd.jupyter.widget-view+json"

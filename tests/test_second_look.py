@@ -99,3 +99,17 @@ def test_labels_dealt_at_random_are_taken_out_of_play_only_beside_a_good_teacher
         "training.distillation.alpha_distill": 1.0,
         "training.distillation.alpha_task": 0.0,
     }
+
+
+def test_what_a_flattered_auc_promised_need_not_be_kept(tmp_path: Path) -> None:
+    leakage = NamedCause(
+        "leakage", "established", "It is.", "so", (), Fix("Split."), "inflation_removed", None
+    )
+    for also, found in (([], ["teacher_domain_shift"]), ([leakage], [])):
+        trials = World(tmp_path, 0.70, {"teacher_domain_shift": 0.90})
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(
+                "diag_lib.verdict.second_look._repairs", lambda trials, sure: {"training.lr_s1": 0.1}
+            )
+            named = behind(trials, [established(0.93), *also], None)  # type: ignore[arg-type]
+        assert [cause.id for cause in named] == found

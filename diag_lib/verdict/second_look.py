@@ -42,7 +42,9 @@ def behind(trials: Trials, named: Sequence[NamedCause], after: ArmResult | None)
     changes = _repairs(trials, sure)
     if not changes:
         return []
-    promised = max((c.proof.after.auc.value for c in sure if c.proof and c.kind == "gain"), default=None)
+    gains = [cause.proof.after.auc.value for cause in sure if cause.proof and cause.kind == "gain"]
+    flattered = any(cause.id in inflating() for cause in sure)  # then what a proof promised was flattered too
+    promised = max(gains) if gains and not flattered else None
     learns = trials.case.limits.baseline_auc
     known = {one for cause in named for one in (cause.id, *cause.equivalent)}
     by_hand = any(cause.fix.settings is None for cause in sure)
