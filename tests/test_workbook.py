@@ -692,7 +692,9 @@ def test_an_interrupted_run_leaves_a_consistent_folder_and_no_process(tmp_path, 
     )
     command = [sys.executable, "-c", script, str(config), str(out), str(books)]
     environment = {**os.environ, "PYTHONPATH": str(Path(workbook.__file__).parents[2])}
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, cwd=tmp_path)
+    signal.signal(signal.SIGINT, inherited)
     try:
         waited = time.monotonic()
         while not (out / mark).exists() and time.monotonic() - waited < 120 and process.poll() is None:

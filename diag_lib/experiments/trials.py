@@ -109,18 +109,18 @@ class Trials:
             return first
         return replace(first, confirmation=self._pair(STATUS_QUO + AGAIN, arm + AGAIN))
 
-    def again(self, name: str, patch: Mapping[str, Any]) -> Comparison | None:
-        """The status quo against itself with a settings patch, both from another seed, on half B."""
-        (before,) = self.arms(STATUS_QUO + AGAIN)
+    def again(self, name: str, patch: Mapping[str, Any], arm: str = STATUS_QUO) -> Comparison | None:
+        """An arm against itself with a settings patch, both from another seed, on half B."""
+        (before,) = self.arms(arm + AGAIN)
         if before is None:  # the arms' budget is used up
-            before = self.variant("again", {}, STATUS_QUO + AGAIN)
+            before = self.variant(f"again_{arm}", {}, arm + AGAIN)
         if before is None:
             return None
-        after = self.variant(f"again_{name}", dotted(patch), STATUS_QUO + AGAIN)
+        after = self.variant(f"again_{name}", dotted(patch), arm + AGAIN)
         if after is None:
             return None
-        sides = half_b(before.val_scores), f"{STATUS_QUO} repaired", half_b(after.val_scores)
-        return compare("the same repair from another seed", STATUS_QUO, *sides)
+        sides = half_b(before.val_scores), f"{arm} repaired", half_b(after.val_scores)
+        return compare("the same repair from another seed", arm, *sides)
 
     def probed(self, finding_id: str) -> Comparison | None:
         """The comparison that a probe has made already, as a rule BCE only with and without one thing changed."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from diag_lib.causes import CAUSES, Cause, inflating, rivals
-from diag_lib.experiments import SIGNIFICANT, Comparison, Trials, experiment
+from diag_lib.experiments import BCE_ONLY, SIGNIFICANT, STATUS_QUO, Comparison, Trials, experiment
 from diag_lib.screens import Case, RuledOut, Suspicion
 from diag_lib.training import ArmResult
 from diag_lib.verdict.gates import gates
@@ -99,7 +99,8 @@ def examine(trials: Trials, causes: Sequence[Cause]) -> Examined:
 def _confirmed(cause: Cause, proof: Comparison | None, trials: Trials) -> Comparison | None:
     """The proof with a second training from another seed, where the student learns and could just have been unlucky.
 
-    The fix is applied to the user's own training there. A fix that is no setting cannot be tried again so.
+    The fix is applied to the user's own training there, or to the labels alone where a useless teacher would hide what
+    it does. A fix that is no setting cannot be tried again so.
     """
     patch = cause.fix(trials.case).settings
     if proof is None or proof.direct or proof.confirmation is not None:
@@ -107,7 +108,8 @@ def _confirmed(cause: Cause, proof: Comparison | None, trials: Trials) -> Compar
     gained = proof.p < SIGNIFICANT and proof.delta > 0
     if not (gained and patch and cause.proof == "gain" and trials.case.status_quo_learns):
         return proof
-    return replace(proof, confirmation=trials.again(cause.id, patch))
+    alone = trials.case.teacher_useless is True and proof.before.arm == BCE_ONLY
+    return replace(proof, confirmation=trials.again(cause.id, patch, BCE_ONLY if alone else STATUS_QUO))
 
 
 def _healthy(case: Case, named: Sequence[NamedCause]) -> bool | None:
