@@ -1,6 +1,5 @@
 """Does the difference between two arms hold from another seed, or was it the luck of one start?"""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,13 +8,13 @@ from diag_lib.evidence import RunFolder
 from diag_lib.experiments.comparison import Comparison, compare, half_b
 from diag_lib.settings import Settings
 from diag_lib.training import ArmResult, ArmResults, load_arm
+from diag_lib.training.arms import SEEDED
 from diag_lib.training.folder import is_current
 from diag_lib.training.jobs import Splits, make_job
 
 BySeed = dict[int, ArmResult]
 """One arm's trainings: k of `<id>@seed<k>` to the result, 0 for the run's own seed."""
 Verdict = Literal["better", "worse", "open", "not trained"]
-_SEEDED = re.compile(r"(?P<base>.+)@seed(?P<k>[1-9]\d{0,5})")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def by_seed(settings: Settings, run: RunFolder, arms: ArmResults) -> dict[str, B
     found: dict[str, BySeed] = {name: {0: arm} for name, arm in arms.items()}
     splits: Splits | None = None
     for folder in sorted((run.root / "artifacts" / "arms").glob("*@seed*")):
-        seeded = _SEEDED.fullmatch(folder.name)
+        seeded = SEEDED.fullmatch(folder.name)
         if seeded is None or seeded["base"] not in arms:
             continue
         splits = splits or Splits(settings, run)  # opens the images: only where there is a second seed

@@ -81,12 +81,14 @@ def read_table(settings: Settings) -> ImageTable:
     UserError : the root is missing or empty, a split or class is absent, the manifest or curation file has a
         bad row; the line says what was found and what is expected.
     """
-    from diag_lib.images import manifest, shards, unpack
+    from diag_lib.images import manifest, shards
 
     root = settings.dataset.root
     refuse_missing(settings)
     notes: list[tuple[str, str]] = []
     if shards.is_packed(settings):
+        from diag_lib.images import unpack  # with the readers of Arrow and tar, which folders do not need
+
         entries = unpack.read(settings, notes)
     elif root.is_dir():
         entries = _read_folders(root, settings, notes)

@@ -6,12 +6,10 @@ anew. A shard counts as done when its list is written; a stopped one goes on wit
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from diag_lib.images.samples import Sample
 from diag_lib.images.shards import Shard, find_shards
 from diag_lib.images.sources import Entry, printable, shown_path, split_names, stat_of
 from diag_lib.images.tar_shards import read_tar
+from diag_lib.map_store import locked
 from diag_lib.settings import Settings
 
 FOLDER = "unpacked"
@@ -186,10 +185,5 @@ def _writing(home: Path) -> Iterator[None]:
 def _alone(home: Path) -> Iterator[None]:
     """One process unpacks, the others wait for it and find all done."""
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("another run unpacks this dataset; waiting for it", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(home / "lock"):
         yield

@@ -83,7 +83,7 @@ EXPLORATORY = frozenset({"alpha_0.05", "alpha_0.1", "alpha_0.2", "alpha_0.3"})
 """Arms that stop when they are clearly lost (see `loop.Student`): the middle rungs of the ladder of weights, from
 which the best is chosen and by which alone no cause is proven. What is lost cannot be the best."""
 
-_SEEDED = re.compile(r"(?P<base>.+)@seed(?P<k>[1-9]\d{0,5})")
+SEEDED = re.compile(r"(?P<base>.+)@seed(?P<k>[1-9]\d{0,5})")
 _SAFE_ID = re.compile(r"[A-Za-z0-9][\w.@+-]{0,79}")
 
 
@@ -93,7 +93,7 @@ def arm_settings(settings: Settings, arm_id: str, extra: Mapping[str, Overrides]
     `extra` defines further arms, id to overrides; `<id>@seed<k>` is arm `<id>` with `training.seed` + k.
     Raises UserError for an unknown id.
     """
-    seeded = _SEEDED.fullmatch(arm_id)
+    seeded = SEEDED.fullmatch(arm_id)
     base = seeded["base"] if seeded else arm_id
     arm = Arm(base, extra[base]) if extra and base in extra else ARMS.get(base)
     if arm is None or not _SAFE_ID.fullmatch(arm_id):

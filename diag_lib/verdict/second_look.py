@@ -29,7 +29,7 @@ from diag_lib.verdict.result import NamedCause
 
 STUDENTS_OWN = ("optimisation", "model")
 HIDDEN_GROUPS = ("teacher", "loss", *STUDENTS_OWN)
-"""Groups whose evidence is mostly independent of the student, so that it still holds when another fault is repaired."""
+"""Groups whose causes another fault can hide. Their evidence is that of the unrepaired run: only the trial is new."""
 
 
 def behind(trials: Trials, named: Sequence[NamedCause], after: ArmResult | None) -> list[NamedCause]:
