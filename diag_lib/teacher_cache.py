@@ -9,7 +9,7 @@ import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diag_lib import models
+from diag_lib.device_memory import Portion, forward_in_parts
 from diag_lib.devices import choose
 from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder
@@ -214,6 +215,10 @@ class TeacherMaps:
         self.computed += len(index)
 
     @cached_property
+    def _portion(self) -> Portion:
+        return Portion("teacher pass")
+
+    @cached_property
     def _network(self) -> nn.Module:
         return folded(self.model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
@@ -227,8 +232,9 @@ class TeacherMaps:
         x = to_input(pixels, data.normalize_mean, data.normalize_std).contiguous(
             memory_format=torch.channels_last
         )
-        maps: npt.NDArray[np.float32] = self._network(x)[: len(index), 0].float().cpu().numpy()
-        return maps
+        maps = self._portion.run(batch, partial(forward_in_parts, self._network, x))
+        found: npt.NDArray[np.float32] = maps[: len(index), 0].numpy()
+        return found
 
     def _pixels(self, index: Ints, square: int, view: Ints) -> Tensor:
         if self.slices is None or square == 0:

@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 OWN_FACTORIES = "diag_lib.faults.factories:"
 """The fault lab's networks, part of this package: they need no trust."""
 DEFAULT_IMAGE_SIZE = 256
+FEW_CHANNELS = 8
 
 ARCHITECTURES: dict[str, Callable[[str, str, float], PatchModel]] = {
     **dict.fromkeys(LARGE_KERNELS, LaDeDa),
@@ -178,9 +179,39 @@ def _from_user_code(arch: str, size: int) -> FactoryModel:
         raise UserError(
             f"arch {arch!r}: the factory returned {type(net).__name__}, a torch.nn.Module is needed"
         )
+    _avoid_broken_kernel(net)
     model = FactoryModel(arch, net)
     _check_factory_output(model, size)
     return model
+
+
+def _avoid_broken_kernel(net: nn.Module) -> None:
+    """Let 1x1 convolutions with a stride, of a few channels, take every so many pixels first: the same, but safe.
+
+    Their backward pass in torch 2.14's CPU kernels (oneDNN, channels_last, 2 to 7 channels, without AVX-512) writes
+    beyond its memory and ends the process.
+    """
+    for module in net.modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.kernel_size == (1, 1)
+            and max(module.stride) > 1
+            and module.in_channels < FEW_CHANNELS
+            and module.padding == (0, 0)
+        ):
+            module.register_forward_pre_hook(_EveryFew(*module.stride))
+            module.stride = (1, 1)
+
+
+@dataclass(frozen=True)
+class _EveryFew:
+    """A hook: every so many rows and columns of the input of a layer."""
+
+    rows: int
+    columns: int
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][..., :: self.rows, :: self.columns], *inputs[1:])
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ batch, whatever its labels. The others move nothing but the evaluation: BatchNor
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diag_lib.device_memory import Portion
 from diag_lib.devices import choose, thread_count
 from diag_lib.images import ImageSet, epoch_batches, to_input
 from diag_lib.models import PatchModel, build_student, derived_seed, pool, recalibrate, select_trainable
@@ -117,16 +119,17 @@ def rate_ladder(
         optimizer = OPTIMIZERS[chosen.optimizer](parameters, lr=rate, weight_decay=chosen.weight_decay)
         model.train()
         losses = []
+        portion = Portion("rate probe")
         with thread_count(choose(settings).threads):
             for index in batches:
-                y = torch.from_numpy(images.labels[index]).float().to(device)
-                logits = pool(model(_inputs(settings, images, index)).float(), settings.pooling)
-                loss = F.binary_cross_entropy_with_logits(logits, y)
-                losses.append(loss.item())
-                if not loss.requires_grad or not np.isfinite(losses[-1]):
+                x, y = (
+                    _inputs(settings, images, index),
+                    torch.from_numpy(images.labels[index]).float().to(device),
+                )
+                _, loss, attached = portion.run(len(y), partial(_gradients, model, x, y, settings.pooling))
+                losses.append(loss)
+                if not attached or not np.isfinite(loss):
                     break
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
                 if chosen.clip_grad_norm is not None:
                     torch.nn.utils.clip_grad_norm_(parameters, chosen.clip_grad_norm)
                 optimizer.step()
@@ -172,23 +175,39 @@ def _memorise(
     optimizer = torch.optim.Adam(parameters, lr=rate)
     model.train()
     curve, reached, score, labels = [], False, float("nan"), y.cpu().numpy().astype(np.int64)
+    portion = Portion("overfit probe")
     for step in range(steps):
-        logits = pool(model(x).float(), pooling)
-        loss = F.binary_cross_entropy_with_logits(logits, y)
-        curve.append(loss.item())
+        logits, loss, attached = portion.run(len(y), partial(_gradients, model, x, y, pooling))
+        curve.append(loss)
         if step % 10 == 9 or step == steps - 1:
-            score = auc(labels, logits.detach().double().cpu().numpy(), nan="undefined").value
+            score = auc(labels, logits.double().cpu().numpy(), nan="undefined").value
             hopeless = not last and step + 1 >= HOPE_STEPS and not score >= HOPE_AUC
             if score >= MEMORISED_AUC or hopeless:
                 break
-        if not loss.requires_grad or not np.isfinite(curve[-1]):
+        if not attached or not np.isfinite(loss):
             break
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
         reached = reached or any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in parameters)
         optimizer.step()
     moved = any(not torch.equal(old, p.detach()) for old, p in zip(start, parameters, strict=True))
     return curve, score, reached, moved
+
+
+def _gradients(
+    model: PatchModel, x: Tensor, y: Tensor, pooling: PoolingSettings, parts: Sequence[slice]
+) -> tuple[Tensor, float, bool]:
+    """Fill the parameters' gradients of the batch's mean BCE: image logits (B,), that BCE, whether it has any."""
+    model.zero_grad(set_to_none=True)
+    logits, summed, attached = [], 0.0, True
+    for rows in parts:
+        found = pool(model(x[rows]).float(), pooling)
+        share = len(found) / len(y)
+        loss = F.binary_cross_entropy_with_logits(found, y[rows]) * share
+        attached = attached and loss.requires_grad
+        if attached:
+            torch.autograd.backward(loss)
+        logits.append(found.detach())
+        summed += loss.item()
+    return torch.cat(logits), summed, attached
 
 
 def repooled(

@@ -246,13 +246,13 @@ def no_signal(case: Case) -> Suspicion | RuledOut | None:
             "yet one batch can be overfit"
         )
         evidence = (held_out.id, val.id, batch.id, *OPTIMISATION)
-        open_still = any(_may_help(case, name) for name in OPTIMISATION)
+        open_still = any(_may_help(case, name) for name in (*OPTIMISATION, "baseline.resize"))
         return Suspicion(because, evidence, weak=open_still or case.rescued or case.teacher_useless is False)
     return None
 
 
 def _may_help(case: Case, probe: str) -> bool:
-    """Whether a probe of the optimisation leaves room for an AUC above `baseline_auc`."""
+    """Whether what a probe changes leaves room for an AUC above `baseline_auc`."""
     found = case.finding(probe)
     if found is None or found.answer == "no":
         return False

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from diag_lib.device_memory import Portion
 from diag_lib.devices import Hardware
 from diag_lib.images import ImageSet, epoch_batches, to_input
 from diag_lib.settings import Settings
@@ -31,10 +32,18 @@ class Batch:
     teacher: Tensor | None
     size: int
 
+    def part(self, rows: slice) -> "Batch":
+        """Those rows alone."""
+        teacher = None if self.teacher is None else self.teacher[rows]
+        return Batch(self.x[rows], self.y[rows], teacher, len(self.y[rows]))
+
 
 @dataclass(frozen=True)
 class Data:
-    """What a group of arms shares. `half_a` marks the validation images that may choose something."""
+    """What a group of arms shares. `half_a` marks the validation images that may choose something.
+
+    `portion` is how many images of a training batch the device's memory holds, `asked` of an evaluation batch.
+    """
 
     settings: Settings
     train: ImageSet
@@ -43,6 +52,8 @@ class Data:
     maps: TeacherMaps | None
     hardware: Hardware
     world: World = field(default_factory=World)
+    portion: Portion = field(default_factory=lambda: Portion("training"))
+    asked: Portion = field(default_factory=lambda: Portion("evaluation"))
 
     def training_batches(self, epoch: int) -> Iterator[Batch]:
         """The epoch's shuffled, augmented batches: a function of (seed, epoch) alone."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,16 +67,29 @@ def final_pass(students: Sequence[Student]) -> list[Final]:
     with_teacher = any(student.distills for student in students)
     for batch in data.evaluation_batches(data.train, with_teacher=with_teacher):
         listening = any(found.listens for found in gathered)
-        features = [None] * len(students) if listening else shared_stem(students, batch.x)
-        for student, found, shared in zip(students, gathered, features, strict=True):
-            _gather(student, batch, found, shared)
+        ask = partial(_patches, students, batch, listening)
+        answers = data.asked.run(len(batch.y), ask)
+        for student, found, patches in zip(students, gathered, answers, strict=True):
+            _gather(student, batch, found, patches)
     for found in gathered:
         found.norms.close()
     return [_final(*parts) for parts in zip(students, val, gathered, strict=True)]
 
 
-def _gather(student: Student, batch: Batch, found: _Gathered, features: Tensor | None) -> None:
-    patches = patch_logits(student.model, batch.x, features).float()
+def _patches(
+    students: Sequence[Student], batch: Batch, each_alone: bool, parts: Sequence[slice]
+) -> list[Tensor]:
+    """Each student's patch logits (B, 1, h, w) of a batch, in fp32; `each_alone`: no shared stem."""
+    answers: list[list[Tensor]] = [[] for _ in students]
+    for rows in parts:
+        x = batch.x[rows]
+        features = [None] * len(students) if each_alone else shared_stem(students, x)
+        for student, answer, shared in zip(students, answers, features, strict=True):
+            answer.append(patch_logits(student.model, x, shared).float())
+    return [torch.cat(answer) for answer in answers]
+
+
+def _gather(student: Student, batch: Batch, found: _Gathered, patches: Tensor) -> None:
     found.logits.append(pool(patches.cpu().double(), student.settings.pooling))
     found.spread.add(patches)
     if not found.listens:

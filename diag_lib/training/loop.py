@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,13 @@ from diag_lib.settings import Settings
 from diag_lib.statistics import auc
 from diag_lib.training.data import Batch, Data
 from diag_lib.training.shared import patch_logits, stem_features
-from diag_lib.training.signals import gradient_signals, parameter_deltas, sampled_epochs, step_ratio
+from diag_lib.training.signals import (
+    GradientSignals,
+    gradient_signals,
+    parameter_deltas,
+    sampled_epochs,
+    step_ratio,
+)
 
 PLATEAU = {"mode": "max", "factor": 0.5, "patience": 2}
 SGD_MOMENTUM = 0.9
@@ -127,35 +134,61 @@ class Student:
         return weighted_loss(aligned, teacher, logits, batch.y[rows], chosen, self.scale)
 
     def train_batch(self, batch: Batch, step: int, examine: bool, features: Tensor | None = None) -> None:
-        """One optimisation step; `features` are those of the stem where several students share it."""
-        with _own_randomness(self.random, self.settings.training.seed, step), self.data.hardware.autocast():
-            patches = patch_logits(self.model, batch.x, features)
-        patches, batch = self._whole(patches, batch)
-        loss = self.losses(patches, batch)
-        if not loss.total.requires_grad:  # the network detaches its output: nothing can be learned
-            self.unreached_steps += 1
-            self._count(loss, len(batch.y))
-            return
-        if examine:
-            found = gradient_signals(
-                lambda rows: self.losses(patches, batch, rows),
-                len(batch.y),
-                self.parameters,
-                self.data.world.add,
-            )
-            before = [p.detach().clone() for p in self.parameters]
+        """One optimisation step; `features` are those of the stem where several students share it.
+
+        Where the device's memory does not hold the batch, the gradients of its parts add up (see `Portion`).
+        Processes that share a batch wait for each other's parts, so that one of them alone cannot go on smaller.
+        """
+
+        def work(parts: Sequence[slice]) -> None:
+            self._step(batch, parts, step, examine, features)
+
+        if self.data.world.size > 1:
+            work([slice(None)])
+        else:
+            self.data.portion.run(len(batch.y), work)
+
+    def _step(
+        self, batch: Batch, parts: Sequence[slice], step: int, examine: bool, features: Tensor | None
+    ) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+        found, summed, reached, images = None, torch.zeros_like(self.sums[:3]), True, 0
+        for number, rows in enumerate(parts):
+            some = batch if len(parts) == 1 else batch.part(rows)
+            own = _own_randomness(self.random, self.settings.training.seed, step, number)
+            with own, self.data.hardware.autocast():
+                patches = patch_logits(self.model, some.x, None if features is None else features[rows])
+            patches, some = self._whole(patches, some)
+            loss = self.losses(patches, some)
+            summed += _values(loss).to(summed) * len(some.y)
+            images += len(some.y)
+            reached = reached and loss.total.requires_grad
+            if not reached:  # the network detaches its output: nothing can be learned
+                continue
+            if examine and number == 0:
+                losses_of = partial(self.losses, patches, some)
+                found = gradient_signals(losses_of, len(some.y), self.parameters, self.data.world.add)
+            share = 1.0 if len(parts) == 1 else len(some.y) / len(batch.y)
+            self.scaler.scale(loss.total * share).backward()  # type: ignore[no-untyped-call]
+        if reached:
+            self._move(found)
+        self.unreached_steps += not reached
+        self.sums[:3] += summed
+        self.sums[3] += (~torch.isfinite(summed[0])).to(self.sums)
+        self.sums[4] += images
+
+    def _move(self, found: GradientSignals | None) -> None:
+        """The optimiser's step; what was examined at it is kept with its size."""
+        before = [] if found is None else [p.detach().clone() for p in self.parameters]
         self.data.world.add_gradients(self.parameters)
         if self.settings.training.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.settings.training.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if examine and found is not None:
+        if found is not None:
             moved = step_ratio(before, self.parameters)
             self.signals.append({"epoch": self.epoch, **asdict(found), "update_to_weight": moved})
-        self._count(loss, len(batch.y))
 
     def _whole(self, patches: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
         """The patch logits, labels and teacher's maps of the whole batch, for losses that compare its images."""
@@ -165,13 +198,6 @@ class Student:
         n, teacher = batch.size, batch.teacher
         teacher = None if teacher is None else world.gather(teacher, n)
         return world.gather(patches.float(), n), Batch(batch.x, world.gather(batch.y, n), teacher, n)
-
-    def _count(self, loss: LossParts, size: int) -> None:
-        distill = loss.distill if loss.distill is not None else torch.full_like(loss.task, math.nan)
-        parts = torch.stack([loss.total.detach(), distill.detach(), loss.task.detach()]).to(self.sums)
-        self.sums[:3] += parts * size
-        self.sums[3] += (~torch.isfinite(parts[0])).to(self.sums)
-        self.sums[4] += size
 
     def end_epoch(self, val_logits: Floats) -> None:
         """Record the epoch, step the schedule, notice a broken network."""
@@ -305,13 +331,22 @@ def evaluate(students: Sequence[Student]) -> list[Floats]:
         student.model.eval()
     at = 0
     for batch in data.evaluation_batches(data.val, mine):
-        rows = mine[at : at + len(batch.y)]
+        answers = partial(_answers, students, batch)
+        logits[:, mine[at : at + len(batch.y)]] = data.asked.run(len(batch.y), answers)
         at += len(batch.y)
-        features = shared_stem(students, batch.x)
-        for student, row, shared in zip(students, logits, features, strict=True):
-            patches = patch_logits(student.model, batch.x, shared)
-            row[rows] = pool(patches.cpu().double(), student.settings.pooling)
     return list(world.add(logits).numpy())
+
+
+def _answers(students: Sequence[Student], batch: Batch, parts: Sequence[slice]) -> Tensor:
+    """Image logits (students, B) of a batch, part by part."""
+    found = []
+    for rows in parts:
+        x = batch.x[rows]
+        shared = shared_stem(students, x)
+        patches = [patch_logits(s.model, x, features) for s, features in zip(students, shared, strict=True)]
+        pooled = [pool(p.cpu().double(), s.settings.pooling) for s, p in zip(students, patches, strict=True)]
+        found.append(torch.stack(pooled))
+    return torch.cat(found, dim=1)
 
 
 def validate(logits: Floats, labels: npt.NDArray[np.int64]) -> tuple[float, float, float]:
@@ -329,6 +364,12 @@ def _not_finite(model: nn.Module) -> str | None:
     return None if all(bool(torch.isfinite(b).all()) for b in statistics) else "the BatchNorm statistics are"
 
 
+def _values(loss: LossParts) -> Tensor:
+    """Total, distillation (NaN without one) and task loss (3,), detached."""
+    distill = loss.distill if loss.distill is not None else torch.full_like(loss.task, math.nan)
+    return torch.stack([loss.total.detach(), distill.detach(), loss.task.detach()])
+
+
 def _sum_device(data: Data) -> torch.device:
     """Where float64 sums can live (MPS has no float64)."""
     device = data.hardware.device
@@ -336,12 +377,12 @@ def _sum_device(data: Data) -> torch.device:
 
 
 @contextlib.contextmanager
-def _own_randomness(needed: bool, seed: int, step: int):  # type: ignore[no-untyped-def]
-    """Dropout drawn from (seed, step) alone, so that arms in lockstep do not disturb each other's."""
+def _own_randomness(needed: bool, seed: int, step: int, part: int):  # type: ignore[no-untyped-def]
+    """Dropout drawn from (seed, step, part) alone, so that arms in lockstep do not disturb each other's."""
     if not needed:
         yield
         return
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derived_seed(seed, f"step {step}"))
+        torch.manual_seed(derived_seed(seed, f"step {step} part {part}" if part else f"step {step}"))
         yield

@@ -1,12 +1,14 @@
 """What does a network say about each image of a set?"""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from diag_lib.device_memory import Portion, forward_in_parts
 from diag_lib.devices import choose
 from diag_lib.images import ImageSet, to_input
 from diag_lib.models import PatchModel, pool
@@ -40,7 +42,7 @@ def predict(
     device, before, was_training = choose(settings).device, next(model.parameters()).device, model.training
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     size = max(1, EVALUATION_PIXELS // images.image_size**2)
-    logits, kept = [torch.zeros(0, dtype=torch.float64)], []
+    logits, kept, portion = [torch.zeros(0, dtype=torch.float64)], [], Portion("prediction")
     model.to(device, memory_format=torch.channels_last).train(train_mode)  # type: ignore[call-overload]
     try:
         with tqdm(total=len(images.frame), unit="image", disable=not progress) as bar:
@@ -51,7 +53,8 @@ def predict(
                     settings.dataset.normalize_mean,
                     settings.dataset.normalize_std,
                 )
-                patches = model(x.contiguous(memory_format=torch.channels_last)).float().cpu()
+                x = x.contiguous(memory_format=torch.channels_last)
+                patches = portion.run(len(x), partial(forward_in_parts, model, x))
                 logits.append(pool(patches.double(), settings.pooling))
                 if maps:
                     kept.append(patches)

@@ -229,7 +229,7 @@ def _write(splits: Splits, job: Job, student: Student, final: Final, fraction: f
         "seconds": student.seconds,
         "schedule_fraction": fraction,
         "stopped": student.stopped,
-        "hardware": student.data.hardware.describe(),
+        "hardware": student.data.hardware.describe() | {"images_at_once": student.data.portion.most},
         "evidence": {
             "epochs": student.epoch,
             "nonfinite_steps": student.nonfinite_steps,

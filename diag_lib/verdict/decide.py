@@ -100,15 +100,18 @@ def _confirmed(cause: Cause, proof: Comparison | None, trials: Trials) -> Compar
     """The proof with a second training from another seed, where the student learns and could just have been unlucky.
 
     The fix is applied to the user's own training there, or to the labels alone where a useless teacher would hide what
-    it does. A fix that is no setting cannot be tried again so.
+    it does or only they teach anything. A fix that is no setting cannot be tried again so.
     """
-    patch = cause.fix(trials.case).settings
+    patch, case = cause.fix(trials.case).settings, trials.case
     if proof is None or proof.direct or proof.confirmation is not None:
         return proof
     gained = proof.p < SIGNIFICANT and proof.delta > 0
-    if not (gained and patch and cause.proof == "gain" and trials.case.status_quo_learns):
+    if not (gained and patch and cause.proof == "gain"):
         return proof
-    alone = trials.case.teacher_useless is True and proof.before.arm == BCE_ONLY
+    from_labels = proof.before.arm == BCE_ONLY
+    if not (case.status_quo_learns or (from_labels and proof.before.auc.ci[0] > case.limits.baseline_auc)):
+        return proof
+    alone = from_labels and (case.teacher_useless is True or not case.status_quo_learns)
     return replace(proof, confirmation=trials.again(cause.id, patch, BCE_ONLY if alone else STATUS_QUO))
 
 

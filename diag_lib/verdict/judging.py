@@ -1,6 +1,7 @@
 """What do evidence and experiment say together about one suspected cause, and which of several is it?"""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from diag_lib.causes import HEALTHY_GAIN, Cause, Status, rivals
@@ -12,6 +13,8 @@ from diag_lib.verdict.words import reached_text
 
 CLEARLY_LESS = 0.03
 """AUC by which one intervention must fall short of another to be no explanation beside it."""
+HARDLY_ANY = 0.05
+"""Share of the rarer class below which a student has hardly seen it, whatever else makes the most of the few."""
 FEW_STEPS = 100
 """Optimisation steps below which no schedule has been tried: Adam moves a weight by at most its rate a step."""
 
@@ -33,7 +36,8 @@ def strongest_rival(
 
     Another learning rate, a longer schedule or a gentler teacher softens many a failure. One whose AUC stays
     `CLEARLY_LESS` below the best is ruled out; one that is about as good is named as equivalent. After a handful of
-    steps, though, everything that speeds the training helps: then it is too short.
+    steps, though, everything that speeds the training helps: then it is too short. So it is with a class of which there
+    are hardly any images: what makes the most of them does not replace the missing ones.
     """
     known = rivals()
     contenders = [
@@ -42,10 +46,10 @@ def strongest_rival(
     if len(contenders) < 2:
         return judged
     reached = {found.id: found.proof.after.auc.value for found in contenders if found.proof}
-    hurried = "undertrained" if "undertrained" in reached and _few_steps(case) else None
-    top = reached[hurried] if hurried else max(reached.values())
+    plain = _plain_cause(reached, case)
+    top = reached[plain] if plain else max(reached.values())
     level = [found for found in contenders if abs(reached[found.id] - top) < CLEARLY_LESS]
-    best = min(level, key=lambda found: (found.id != hurried, found.status != "established"))
+    best = min(level, key=lambda found: (found.id != plain, found.status != "established"))
     told = "The interventions bring the same; apply one, run again, and see whether the other still helps."
     others = tuple(found.id for found in level if found is not best)
 
@@ -55,13 +59,24 @@ def strongest_rival(
                 best, equivalent=(*best.equivalent, *others), told_apart_by=best.told_apart_by or told
             )
         if isinstance(found, NamedCause) and found in contenders and found is not best:
-            return RuledOut(
-                f"{found.because}; but {best.id} explains it: "
-                f"AUC {reached[best.id]:.2f} against {reached[found.id]:.2f}"
-            )
+            repaired = f"AUC {reached[best.id]:.2f} against {reached[found.id]:.2f}"
+            if reached[found.id] > reached[best.id]:
+                return RuledOut(
+                    f"{found.because}; but {best.id} comes first ({repaired}): repair that, run again"
+                )
+            return RuledOut(f"{found.because}; but {best.id} explains it: {repaired}")
         return found
 
     return [keep(found) for found in judged]
+
+
+def _plain_cause(reached: Mapping[str, float], case: Case) -> str | None:
+    """The rival that the counts alone make the answer, if its repair was shown to help."""
+    if "undertrained" in reached and _few_steps(case):
+        return "undertrained"
+    share = case.finding("audit.imbalance")
+    rare = share is not None and share.value is not None and share.value < HARDLY_ANY
+    return "class_imbalance" if rare and "class_imbalance" in reached else None
 
 
 def _few_steps(case: Case) -> bool:
@@ -109,6 +124,7 @@ def judge(
     promising = (
         cured
         and not _falls_short(cause, proof, case)
+        and _again(proof, 0.0)
         and proof.p < SIGNIFICANT
         and abs(proof.delta) >= MATERIAL_GAIN
     )
