@@ -227,14 +227,16 @@ class TeacherMaps:
         """Maps (n, h, w). The batch is filled up to one size: a map must not depend on which others were
         missing."""
         filled = np.resize(np.arange(len(index)), batch)
-        data = self.settings.dataset
-        pixels = self._pixels(index[filled], square, view[filled]).to(self.device)
-        x = to_input(pixels, data.normalize_mean, data.normalize_std).contiguous(
-            memory_format=torch.channels_last
-        )
-        maps = self._portion.run(batch, partial(forward_in_parts, self._network, x))
+        pixels = self._pixels(index[filled], square, view[filled])
+        maps = self._portion.run(batch, partial(forward_in_parts, self._ask, pixels))
         found: npt.NDArray[np.float32] = maps[: len(index), 0].numpy()
         return found
+
+    def _ask(self, pixels: Tensor) -> Tensor:
+        data = self.settings.dataset
+        x = to_input(pixels.to(self.device), data.normalize_mean, data.normalize_std)
+        maps: Tensor = self._network(x.contiguous(memory_format=torch.channels_last))
+        return maps
 
     def _pixels(self, index: Ints, square: int, view: Ints) -> Tensor:
         if self.slices is None or square == 0:

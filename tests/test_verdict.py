@@ -89,6 +89,25 @@ def test_a_gain_that_another_seed_does_not_show_again_is_not_established() -> No
     assert "from another seed +0.01" in luck.in_full()
 
 
+def test_a_lucky_gain_of_labels_that_teach_already_is_not_even_likely() -> None:
+    """The user's own training fails, but it is no unlucky training on the labels alone that tells why."""
+    rate = next(cause for cause in CAUSES if cause.id == "lr_too_low")
+    case = Case(Settings(), {}, {"status_quo": auc_of(0.5), "bce_only": auc_of(0.71)})
+    for second, named in ((moved(0.70, 0.99), True), (moved(0.97, 0.995, half=0.01), False)):
+        proof = replace(moved(0.71, 0.99, half=0.04), confirmation=second)
+        found = verdict.judge(rate, Suspicion("it may be", ()), proof, 1e-30, case)
+        assert isinstance(found, verdict.NamedCause) is named
+
+
+def test_a_mistake_that_is_seen_need_only_gain_again() -> None:
+    normalization = next(cause for cause in CAUSES if cause.id == "student_normalization")
+    case = Case(Settings(), {}, {"status_quo": auc_of(0.89)})
+    for second, named in ((moved(0.97, 0.985, half=0.01), True), (moved(0.98, 0.98, half=0.01), False)):
+        proof = replace(moved(0.89, 0.99, half=0.03), confirmation=second)
+        found = verdict.judge(normalization, Suspicion("0 to 255", (), seen=True), proof, 1e-9, case)
+        assert isinstance(found, verdict.NamedCause) is named
+
+
 def test_a_repaired_teacher_that_falls_far_short_of_the_labels_alone_is_not_the_cause() -> None:
     cause = next(cause for cause in CAUSES if cause.id == "teacher_preprocessing")
     proof = moved(0.59, 0.67, half=0.02)
@@ -230,6 +249,16 @@ def test_of_causes_that_all_gain_the_one_that_brings_most_is_named(epochs, found
     assert [item.id for item in left] == [named]
     assert left[0].equivalent == equivalent
     assert sum(isinstance(item, RuledOut) for item in judged) == len(found) - 1
+
+
+@pytest.mark.parametrize(("share", "named"), [(0.02, "class_imbalance"), (0.2, "lr_too_low")])
+def test_a_class_with_hardly_any_images_comes_before_what_makes_the_most_of_them(share, named) -> None:
+    counts = Finding("audit.imbalance", "error", "yes", "few", value=share, n=306)
+    case = Case(Settings(), {"audit": Evidence("audit", [counts])}, {})
+    judged = verdict.strongest_rival([_rival("class_imbalance", 0.66), _rival("lr_too_low", 0.72)], case)
+    assert [item.id for item in judged if isinstance(item, verdict.NamedCause)] == [named]
+    (other,) = [item for item in judged if isinstance(item, RuledOut)]
+    assert ("comes first" if named == "class_imbalance" else "explains it") in other.because
 
 
 def test_what_helps_another_training_is_no_cause_where_the_users_own_learns() -> None:

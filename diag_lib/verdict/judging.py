@@ -124,7 +124,7 @@ def judge(
     promising = (
         cured
         and not _falls_short(cause, proof, case)
-        and _again(proof, 0.0)
+        and _again(suspicion, proof, _bar(cause, suspicion, proof, case))
         and proof.p < SIGNIFICANT
         and abs(proof.delta) >= MATERIAL_GAIN
     )
@@ -147,8 +147,7 @@ def _effect(cause: Cause, suspicion: Suspicion, proof: Comparison, p: float, cas
     falls = cause.proof == "inflation_removed"
     low, high = (-proof.ci[1], -proof.ci[0]) if falls else proof.ci
     delta = -proof.delta if falls else proof.delta
-    learns = proof.before.auc.ci[0] > case.limits.baseline_auc
-    bar = HEALTHY_GAIN if cause.proof == "gain" and learns and not suspicion.seen else 0.0
+    bar = _bar(cause, suspicion, proof, case)
     status_quo = case.arms.get("status_quo")
     elsewhere = cause.proof == "gain" and proof.before.arm != "status_quo" and case.status_quo_learns
     if elsewhere and status_quo is not None and proof.after.auc.value < status_quo.value + HEALTHY_GAIN:
@@ -158,8 +157,14 @@ def _effect(cause: Cause, suspicion: Suspicion, proof: Comparison, p: float, cas
     cured = cured and not _falls_short(cause, proof, case)
     clears = low > bar or (low > 0 and _over_both_seeds(proof) > bar)
     if clears and delta >= MATERIAL_GAIN and p < SIGNIFICANT:
-        return "shown" if cured and _again(proof, bar) else "unclear"
+        return "shown" if cured and _again(suspicion, proof, bar) else "unclear"
     return "absent" if high < MATERIAL_GAIN or (low > 0 and bar > 0) else "unclear"
+
+
+def _bar(cause: Cause, suspicion: Suspicion, proof: Comparison, case: Case) -> float:
+    """The gain that an interval must clear: where a student learns already, a little more is no fault repaired."""
+    learns = proof.before.auc.ci[0] > case.limits.baseline_auc
+    return HEALTHY_GAIN if cause.proof == "gain" and learns and not suspicion.seen else 0.0
 
 
 def _falls_short(cause: Cause, proof: Comparison, case: Case) -> bool:
@@ -179,10 +184,13 @@ def _over_both_seeds(proof: Comparison) -> float:
     return (proof.delta + second.delta) / 2 - margin
 
 
-def _again(proof: Comparison, bar: float) -> bool:
-    """Whether the confirming training, if any, gained as well: an interval tells of images, not of seeds."""
+def _again(suspicion: Suspicion, proof: Comparison, bar: float) -> bool:
+    """Whether the confirming training, if any, gained as well: an interval tells of images, not of seeds.
+
+    By how much is asked only where nothing but the gain speaks for the cause.
+    """
     second = proof.confirmation
-    return second is None or (second.ci[0] > bar and second.delta >= MATERIAL_GAIN)
+    return second is None or (second.ci[0] > bar and (suspicion.seen or second.delta >= MATERIAL_GAIN))
 
 
 def _images_for(proof: Comparison) -> dict[str, int]:
