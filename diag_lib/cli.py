@@ -451,10 +451,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in files.USERS:
             return _complain(files.disk_line(error), WRONG_INPUT)
         traceback.print_exc()
+        if _lost_a_process(error):
+            return _complain(
+                "another process of this training is gone (killed, preempted or failed, see above); "
+                "the same command continues at the last epoch",
+                STEP_FAILED,
+            )
         return _complain("this is a fault in diag itself; please report it with the lines above", STEP_FAILED)
     if code == INTERRUPTED:
         return _complain("interrupted; the same command continues where it stopped", INTERRUPTED)
     return int(code or DONE)
+
+
+def _lost_a_process(error: Exception) -> bool:
+    """Whether, under torchrun, the backend says that another process no longer answers."""
+    said = str(error).lower()
+    return "TORCHELASTIC_RUN_ID" in os.environ and any(
+        name in said for name in ("gloo", "nccl", "connection")
+    )
 
 
 def _complain(text: str, code: int) -> int:

@@ -1,4 +1,4 @@
-"""Disks of a chosen size, or read-only ones, for a process of its own: mounts that nobody else sees and that end with it.
+"""Disks of a chosen size, or read-only ones, for a process of its own: mounts nobody else sees, which end with it.
 
 `inside(script, *arguments)` runs Python code in a mount namespace of its own (as root, or as anyone where the system
 lets users have one). The code may use `mount_small`, `fill`, `free` and `read_only` of this module.

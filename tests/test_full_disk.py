@@ -223,9 +223,7 @@ print(json.dumps([code, other, inside]))
 @pytest.mark.slow
 def test_a_read_only_dataset_and_home_are_enough(settings_file: Path, tmp_path: Path) -> None:
     """The notebooks 01 and 02 with a home and a dataset that nobody can write to; then a run folder like that."""
-    done = small_disk.inside(
-        READ_ONLY, tmp_path / "data", tmp_path / "home", tmp_path / "out", settings_file
-    )
+    done = small_disk.inside(READ_ONLY, tmp_path / "data", tmp_path / "home", tmp_path / "out", settings_file)
     assert done.returncode == 0 and done.stdout, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == [0, 2, 2], done.stderr[-3000:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("diag: ")]

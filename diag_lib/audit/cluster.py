@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from diag_lib.errors import UserError
 from diag_lib.settings import Settings
@@ -33,7 +34,7 @@ def on_cluster(settings: Settings) -> Iterator[None]:
     from joblib import parallel_config
 
     try:
-        client = Client(address, timeout=PATIENCE, set_as_default=False)
+        client: Any = Client(address, timeout=PATIENCE, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"runtime.dask: no scheduler answers at {address!r} ({type(error).__name__}); "
@@ -45,7 +46,7 @@ def on_cluster(settings: Settings) -> Iterator[None]:
             yield
 
 
-def _refuse_blind_workers(client: "Client", address: str, root: Path) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _refuse_blind_workers(client: Any, address: str, root: Path) -> None:
     """A worker that does not see the files would call every one of them missing."""
     answers = client.run(_sees, str(root), on_error="return")
     if not answers:
