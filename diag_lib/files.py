@@ -51,12 +51,10 @@ def disk_errors(folder: Path) -> Iterator[None]:
 def disk_line(error: OSError, folder: Path | None = None) -> str:
     """What happened, where, and what to do, in one line; `folder`: what was written to, unless the error says."""
     name = Path(error.filename) if isinstance(error.filename, str) else None
-    if name is None or (folder is not None and name.is_relative_to(folder)):
-        where = "the run folder or the cache" if folder is None else str(folder)
-    else:
-        where = str(name)
+    ours = folder is not None and (name is None or name.is_relative_to(folder))
+    where = folder if ours else name or "the run folder or the cache"
     # pyarrow puts words of its own in the place of the system's
     why = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in FULL:
         return f"{where}: {why}; free some space, then the same command continues"
-    return f"{where}: cannot be written ({why}); choose another folder"
+    return f"{where}: cannot be written ({why}); choose another folder" if ours else f"{where}: {why}"

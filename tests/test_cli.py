@@ -140,10 +140,7 @@ class TestMistakes:
     ):
         runner.error = OSError(30, "Read-only file system", "/somewhere/file")
         assert cli.main(["run", "base"]) == 2
-        said = capsys.readouterr().err
-        assert said == (
-            "diag: /somewhere/file: cannot be written (Read-only file system); choose another folder\n"
-        )
+        assert capsys.readouterr().err == "diag: /somewhere/file: Read-only file system\n"
 
     def test_a_lost_process_is_no_fault_of_ours(
         self, runner: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -142,9 +142,8 @@ def test_a_disk_that_fills_up_before_a_page_is_rendered(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found == {"codes": [2, 0], "torn": [], "status": ["done", "done"]}, done.stderr[-2000:]
     [line] = [line for line in done.stderr.splitlines() if line.startswith("diag: ")]
-    assert line == (
-        f"diag: {disk}/run: No space left on device; free some space, then the same command continues"
-    )
+    assert line.startswith(f"diag: {disk}/run")
+    assert line.endswith(": No space left on device; free some space, then the same command continues")
     assert "Traceback" not in done.stderr
 
 

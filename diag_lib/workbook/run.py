@@ -237,6 +237,9 @@ class _Run:
                 cell_timeout=self.cell_timeout,
                 deadline=self.deadline,
             )
+        except UserError as error:  # the notebook cannot be kept
+            line.status, line.why, line.outcome = "failed", str(error), "error"
+            raise
         finally:
             kernel.stop()
         line.record(result)
