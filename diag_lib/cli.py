@@ -4,7 +4,6 @@ Exit codes: 0 done (whatever the verdict), 1 `--fail-on` reached, 2 the input is
 Heavy modules are imported inside the commands, so that `diag --help` answers at once.
 """
 
-import errno
 import io
 import os
 import sys
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from diag_lib import __version__
+from diag_lib import __version__, files
 from diag_lib.arguments import (
     complete_arms,
     complete_config,
@@ -160,6 +159,14 @@ def run(
         Literal["warning", "error"] | None,
         typer.Option("--fail-on", help="Exit with 1 when a finding is at least this severe."),
     ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--time-limit",
+            metavar="MINUTES",
+            help="Stop after so many minutes; the run is marked incomplete, the same command continues it.",
+        ),
+    ] = None,
     trust_code: TrustCode = False,
 ) -> int:
     """Run the workbook: seven steps, a verdict, a report. A run folder is resumed where it stopped.
@@ -170,15 +177,21 @@ def run(
     diag run my.yaml --set training.seed=7 --out reports/seed7
     diag run --set dataset.root=photos --steps 01          the audit alone, needs no teacher
     diag run my.yaml --steps 00-02 --fail-on error         for scripts and CI
+    diag run my.yaml --time-limit 110                      stop before a two-hour job is killed
     """
     chosen = parse_steps(steps)
+    if time_limit is not None and not time_limit > 0:
+        raise UserError(f"--time-limit {time_limit:g}: minutes above 0 are expected")
     settings = load_settings(config, preset, assignments or ())
     _need("papermill", extra="notebook")
     if (config or preset) == "demo":
         from diag_lib.demo import ensure_data
 
         ensure_data(settings)
-    return _run(settings, out, steps=chosen, fresh=fresh, fail_on=fail_on, trust_code=trust_code)
+    limit = None if time_limit is None else 60 * time_limit
+    return _run(
+        settings, out, steps=chosen, fresh=fresh, fail_on=fail_on, time_limit=limit, trust_code=trust_code
+    )
 
 
 @app.command("finetune-teacher")
@@ -356,13 +369,16 @@ def _run(
     steps: Sequence[str] = STEPS,
     fresh: bool = False,
     fail_on: Literal["warning", "error"] | None = None,
+    time_limit: float | None = None,
     trust_code: bool = False,
 ) -> int:
     _allow_code(trust_code)
     from diag_lib.workbook.run import run_workbook
 
     folder = RunFolder(_named(out) or default_out(settings))
-    code = run_workbook(settings, folder.root, steps=steps, fresh=fresh, fail_on=fail_on)
+    code = run_workbook(
+        settings, folder.root, steps=steps, fresh=fresh, fail_on=fail_on, time_limit=time_limit
+    )
     _tell(folder, steps)
     return code
 
@@ -416,11 +432,6 @@ def _need(*modules: str, extra: str) -> None:
         raise UserError(f"{', '.join(missing)} not installed: pip install 'diag-lib[{extra}]'")
 
 
-# The user's disk and permissions; any other OSError is a fault of ours.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_USERS_OSERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, *_FULL}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; mistakes of the user are one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
@@ -437,15 +448,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if (text := usage_line(error)) is not None:
             return _complain(text, WRONG_INPUT)
-        if isinstance(error, OSError) and error.errno in _USERS_OSERRORS:
-            where = error.filename or "the run folder or the cache"
-            more = "; free some, then the same command continues" if error.errno in _FULL else ""
-            return _complain(f"{where}: {error.strerror}{more}", WRONG_INPUT)
+        if isinstance(error, OSError) and error.errno in files.USERS:
+            return _complain(files.disk_line(error), WRONG_INPUT)
         traceback.print_exc()
+        if _lost_a_process(error):
+            return _complain(
+                "another process of this training is gone (killed, preempted or failed, see above); "
+                "the same command continues at the last epoch",
+                STEP_FAILED,
+            )
         return _complain("this is a fault in diag itself; please report it with the lines above", STEP_FAILED)
     if code == INTERRUPTED:
         return _complain("interrupted; the same command continues where it stopped", INTERRUPTED)
     return int(code or DONE)
+
+
+def _lost_a_process(error: Exception) -> bool:
+    """Whether, under torchrun, the backend says that another process no longer answers."""
+    said = str(error).lower()
+    return "TORCHELASTIC_RUN_ID" in os.environ and any(
+        name in said for name in ("gloo", "nccl", "connection")
+    )
 
 
 def _complain(text: str, code: int) -> int:

@@ -101,7 +101,7 @@ def run(
     numbers["image_steps_per_arm"] = arms.plan.image_steps
     numbers["schedule_fraction"] = arms.plan.schedule_fraction
     evidence = Evidence("distillation", findings, numbers, {"settings": settings.digest()})
-    table.to_parquet(folder.artifact("arms.parquet"), index=False)
+    folder.write_parquet("arms.parquet", table)
     evidence = with_own(evidence, settings, folder)
     folder.write_evidence(evidence)
     return DistillationResult(arms, scores, table, choice, trend, arms.not_run, evidence, settings)

@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from diag_lib.errors import UserError
+from diag_lib.files import disk_errors, whole
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = "diag/evidence/1"
 
@@ -204,7 +206,8 @@ class RunFolder:
     def artifact(self, name: str) -> Path:
         """The path of an artifact; its folder exists afterwards."""
         path = self.root / "artifacts" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def arm_dir(self, arm: str) -> Path:
@@ -241,18 +244,19 @@ class RunFolder:
             return None
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write text atomically (temporary file, then rename)."""
+        """Write text atomically. Raises `UserError` when the disk does not take it."""
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with disk_errors(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as partial:
+                partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        return path
+
+    def write_parquet(self, name: str, table: "pd.DataFrame") -> Path:
+        """Write the artifact `name` atomically. Raises `UserError` when the disk does not take it."""
+        path = self.artifact(name)
+        with disk_errors(self.root), whole(path) as partial:
+            table.to_parquet(partial, index=False)
         return path
 
 

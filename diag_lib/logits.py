@@ -92,7 +92,7 @@ def run(settings: Settings, run_dir: RunFolder | str | Path, *, progress: bool =
         "logits", findings, _numbers(summaries, before, after, tail, pairs.gradients), pairs.inputs
     )
     table = _per_image(pairs)
-    table.to_parquet(folder.artifact("logits.parquet"), index=False)
+    folder.write_parquet("logits.parquet", table)
     evidence = with_own(evidence, settings, folder)
     folder.write_evidence(evidence)
     return LogitsResult(

@@ -18,6 +18,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from diag_lib.files import whole
+
 SCHEMA = "diag/maps/1"
 FP32_ABOVE = 1024.0  # beyond it fp16 steps are >= 1 logit, and beyond 65504 fp16 is infinite
 MISSING, HALF, SINGLE, MEMORY = 0, 1, 2, 3
@@ -226,6 +228,5 @@ def _read_text(path: Path) -> str | None:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -200,6 +200,7 @@ class RuntimeSettings(_Section):
     cache_dir: FilePath | None = None
     weights_dir: FilePath = Path("weights")
     tensorboard: bool = False
+    dask: str | None = None
 
 
 class ThresholdSettings(_Section):

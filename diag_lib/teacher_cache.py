@@ -40,6 +40,7 @@ from diag_lib.user_code import module_files
 BATCH_IMAGES = {"cpu": 2, "cuda": 128, "mps": 32}
 MOST_IMAGES = {"cpu": 32, "cuda": 512, "mps": 128}
 FLUSH_ROWS = 256  # maps computed between two writes: what a kill loses at most
+BLOCK_IMAGES = 128  # whose maps are in memory at once when they are pooled: 32 MB at 256 pixels
 SCALE_IMAGES = 20_000  # enough for the dataset's scale; larger sets are sampled evenly
 CHECK_PIXELS = 64  # side of the noise on which it is found out whether crops are slices
 
@@ -343,5 +344,5 @@ def _hash(files: Sequence[Path]) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _blocks(indices: npt.NDArray[np.int64], size: int = 1024) -> list[npt.NDArray[np.int64]]:
+def _blocks(indices: npt.NDArray[np.int64], size: int = BLOCK_IMAGES) -> list[npt.NDArray[np.int64]]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from diag_lib.errors import UserError
+from diag_lib.files import whole
 
 Points = list[tuple[int, float]]
 FILE = "events.out.tfevents.0.diag"
@@ -84,12 +85,11 @@ def write_scalars(folder: Path, series: Mapping[str, Points], time: float) -> Pa
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{FILE}.part"
-    with part.open("wb") as stream:
+    with whole(folder / FILE) as part, part.open("wb") as stream:
         writer = RecordWriter(stream)
         writer.write(Event(wall_time=time, file_version="brain.Event:2").SerializeToString())
         for tag, points in series.items():
             for step, value in points:
                 summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
                 writer.write(Event(wall_time=time, step=step, summary=summary).SerializeToString())
-    return part.replace(folder / FILE)
+    return folder / FILE

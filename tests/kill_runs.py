@@ -53,6 +53,13 @@ def kill(process: "subprocess.Popen[str]", *, kernels: bool) -> None:
     process.communicate()
 
 
+def kill_kernel(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL to the kernel of the step at work; a younger one is already booting for the next step."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    kernels = [child for child in children if "diag_lib.workbook.kernel" in child.cmdline()]
+    min(kernels, key=psutil.Process.create_time).kill()
+
+
 def at_work(out: Path) -> str:
     """The step that `run.json` says is running."""
     try:

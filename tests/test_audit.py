@@ -582,19 +582,37 @@ def test_quantisation_tables_tell_encoders_of_one_quality_apart() -> None:
     assert jpeg.tables_id(tables) != jpeg.tables_id(other) and jpeg.tables_id(None) == ""
 
 
+def _see_nothing() -> None:
+    """What a worker without the file system of the others answers."""
+    from diag_lib.audit import cluster
+
+    cluster._sees = lambda root: False
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="NOT TESTED: dask is not installed")
+    from diag_lib.audit import cluster
+
+    monkeypatch.setattr(cluster, "PATIENCE", 0.5)
+    root = make(tmp_path / "data", each=2)
+    for address in ("tcp://127.0.0.1:9", "no address"):
+        with pytest.raises(UserError, match=r"^runtime\.dask: no scheduler answers at .*dask scheduler"):
+            audited(root, **{"runtime.dask": address})
+
+
 @pytest.mark.slow
 def test_a_dask_cluster_of_two_workers_gives_what_one_thread_gives(tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed")
-    import joblib
-
+    distributed = pytest.importorskip("distributed", reason="NOT TESTED: dask is not installed")
     root = make(tmp_path / "data", each=40)
     (root / "train/real/000.png").write_bytes(b"")
     alone = audited(root, tmp_path / "alone")
     options = {"processes": True, "threads_per_worker": 1, "dashboard_address": None}
     with distributed.LocalCluster(n_workers=2, **options) as cluster, distributed.Client(cluster) as client:
-        with joblib.parallel_config(backend="dask"):
-            spread = audited(root, tmp_path / "spread")
+        spread = audited(root, tmp_path / "spread", **{"runtime.dask": cluster.scheduler_address})
         tasks = client.run(lambda dask_worker: dask_worker.state.executed_count)
+        client.run(_see_nothing)
+        with pytest.raises(UserError, match=r"runtime\.dask: worker .* does not see .*data"):
+            audited(root, tmp_path / "blind", **{"runtime.dask": cluster.scheduler_address})
     assert len(tasks) == 2 and sum(tasks.values()) >= 160 // scan.CHUNK
     pd.testing.assert_frame_equal(spread.frame, alone.frame)
     pd.testing.assert_frame_equal(spread.sample, alone.sample)

@@ -135,6 +135,32 @@ class TestMistakes:
             and said.count("\n") == 1
         )
 
+    def test_a_disk_that_protects_itself_is_the_users(
+        self, runner: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+    ):
+        runner.error = OSError(30, "Read-only file system", "/somewhere/file")
+        assert cli.main(["run", "base"]) == 2
+        assert capsys.readouterr().err == "diag: /somewhere/file: Read-only file system\n"
+
+    def test_a_lost_process_is_no_fault_of_ours(
+        self, runner: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ):
+        runner.error = RuntimeError("[gloo/transport/tcp/pair.cc:544] Connection closed by peer [::1]:40261")
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+        assert cli.main(["run", "base"]) == 3
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "another process of this training is gone" in last and "the same command continues" in last
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+        assert cli.main(["run", "base"]) == 3
+        assert "fault in diag itself" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
+    def test_a_time_limit_is_above_zero(
+        self, minutes: str, runner: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+    ):
+        assert cli.main(["run", "base", "--time-limit", minutes]) == 2
+        assert "minutes above 0" in capsys.readouterr().err and runner.settings is None
+
     def test_a_fault_of_ours_is_not_hidden(self, runner: SimpleNamespace, capsys: pytest.CaptureFixture[str]):
         runner.error = ZeroDivisionError("ours")
         assert cli.main(["run", "base"]) == 3
@@ -165,6 +191,8 @@ class TestRun:
             "--fresh",
             "--fail-on",
             "error",
+            "--time-limit",
+            "1.5",
             "--trust-code",
         ]
         assert cli.main(arguments) == 0
@@ -175,6 +203,7 @@ class TestRun:
         assert runner.options["steps"] == ("symptoms", "logits", "baseline")
         assert runner.options["fresh"] is True
         assert runner.options["fail_on"] == "error"
+        assert runner.options["time_limit"] == 90
         assert os.environ["DIAG_TRUST_CODE"] == "1"
 
     def test_defaults(self, runner: SimpleNamespace, tmp_path: Path):
@@ -183,6 +212,7 @@ class TestRun:
         assert tuple(runner.options["steps"]) == STEPS
         assert runner.options["fresh"] is False
         assert runner.options["fail_on"] is None
+        assert runner.options["time_limit"] is None
         assert "DIAG_TRUST_CODE" not in os.environ
 
     def test_it_ends_with_verdict_fix_and_report(

@@ -21,10 +21,26 @@ pytestmark = pytest.mark.slow
 
 RECORD_BYTES = 36  # of the cache's index
 SCRIPT = """
-import json, sys
+import json, os, signal, sys
 from diag_lib import settings, training
 from diag_lib.evidence import RunFolder
 from diag_lib.images import open_split
+
+from diag_lib import teacher_cache
+from diag_lib.training import loop
+
+def die_at(owner, name, call):
+    real, calls = getattr(owner, name), [0]
+    def counted(*arguments, **options):
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
+    setattr(owner, name, counted)
+
+if os.environ["RANK"] == "1" and "DIE_IN" in os.environ:  # preempted
+    die_at(*{"training": (loop.Student, "train_batch", 8), "pass": (teacher_cache.TeacherMaps, "_forward", 1)}[
+        os.environ["DIE_IN"]])
 
 chosen = settings.load(sys.argv[1])
 run = RunFolder(sys.argv[2])
@@ -39,20 +55,24 @@ else:
 """
 
 
-def torchrun(folder: Path, settings: Settings, run: RunFolder, *what: str) -> None:
-    """Run `what` on two processes, as torchrun starts them."""
+def torchrun(folder: Path, settings: Settings, run: RunFolder, *what: str, die_in: str = "") -> None:
+    """Run `what` on two processes, as torchrun starts them; with `die_in` the second is killed in the middle."""
     (folder / "script.py").write_text(SCRIPT)
     (folder / "settings.yaml").write_text(settings.to_yaml())
     path = os.pathsep.join([str(Path(training.__file__).parents[2]), str(folder)])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    more = {"DIE_IN": die_in} if die_in else {}
     done = subprocess.run(
         [*command, str(folder / "script.py"), str(folder / "settings.yaml"), str(run.root), *what],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DIAG_TRUST_CODE": "1"},
+        env={**os.environ, **more, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DIAG_TRUST_CODE": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    if die_in:
+        assert done.returncode != 0 and "Signal 9 (SIGKILL)" in done.stderr, done.stderr[-3000:]
+    else:
+        assert done.returncode == 0, done.stderr[-3000:]
 
 
 LOSSES = [("mse", "none"), ("correlation", "standardize"), ("huber", "batch"), ("bernoulli_kl", "layer")]
@@ -128,3 +148,33 @@ def test_fine_tuning_is_shared_too(tmp_path):
     settings = small_settings(root, runtime__weights_dir=str(tmp_path / "weights"))
     torchrun(tmp_path, settings, RunFolder(tmp_path / "run"), "finetune")
     assert (tmp_path / "weights" / "finetuned.safetensors").is_file()
+
+
+def test_a_preempted_process_resumes_the_training_with_the_same_numbers(tmp_path):
+    """Killed in the third of four epochs of one data-parallel arm; then the same command again."""
+    root = write_dataset(tmp_path / "data", train=12, val=6)
+    settings = small_settings(root, training__epochs_s2=3, training__batch_size=8, dataset__augment="none")
+    calm, killed = (RunFolder(tmp_path / name / "run") for name in ("calm", "killed"))
+    torchrun(tmp_path, settings, calm, "status_quo")
+    torchrun(tmp_path, settings, killed, "status_quo", die_in="training")
+    kept = torch.load(killed.arm_dir("status_quo") / "checkpoint.pt", weights_only=True)
+    assert kept["epoch"] == 2 and training.load_arm(killed, "status_quo") is None
+    torchrun(tmp_path, settings, killed, "status_quo")
+    wanted, found = (training.load_arm(run, "status_quo") for run in (calm, killed))
+    np.testing.assert_array_equal(found.val_scores["score"], wanted.val_scores["score"])
+    np.testing.assert_equal(found.history, wanted.history)
+    assert found.image_steps == wanted.image_steps == 24 * 4
+
+
+def test_a_process_preempted_in_the_teachers_pass_leaves_maps_that_count(tmp_path):
+    root = write_dataset(tmp_path / "data", train=9, val=4)
+    settings = small_settings(root, dataset__augment="none")
+    run = RunFolder(tmp_path / "killed" / "run")
+    torchrun(tmp_path, settings, run, "status_quo", die_in="pass")
+    torchrun(tmp_path, settings, run, "status_quo")
+    maps = teacher_maps(settings, open_split(settings, "train", run), run, progress=False)
+    everything = np.arange(18)
+    there = maps.get(everything)
+    assert maps.computed == 0
+    alone = teacher_maps(settings, maps.images, RunFolder(tmp_path / "one" / "run").create(), progress=False)
+    assert torch.equal(there, alone.get(everything))

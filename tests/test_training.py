@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -380,6 +382,59 @@ def test_a_process_killed_within_an_epoch_goes_on_bit_for_bit(root, tmp_path):
         assert resumed[arm].evidence["gradients"] == whole[arm].evidence["gradients"]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_training_process_that_dies_is_one_line_and_its_epochs_are_kept(root, tmp_path):
+    psutil = pytest.importorskip("psutil")
+    settings = small_settings(root, training__epochs_s2=30)
+    ids, run = ("status_quo", "bce_only"), RunFolder(tmp_path / "b" / "run")
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not (run.arm_dir("bce_only") / "checkpoint.pt").exists():
+            time.sleep(0.01)
+        workers = psutil.Process().children(recursive=True)
+        [worker, *_] = [each for each in workers if "LokyProcess" in " ".join(each.cmdline())]
+        worker.kill()
+        killed.append(worker.pid)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    with pytest.raises(UserError, match=r"training process died .* runtime\.processes"):
+        train(settings.with_overrides({"runtime.processes": 2}), run, *ids)
+    killer.join(10)
+    assert len(killed) == 1
+    assert max(load_checkpoint_epochs(run, ("bce_only",))) >= 1
+    resumed = train(settings, run, *ids)
+    whole = train(settings, RunFolder(tmp_path / "a" / "run"), *ids)
+    for arm in ids:
+        same(resumed[arm], whole[arm])
+
+
+TRAIN = """
+import sys
+import threading
+import time
+from diag_lib import settings, training
+from diag_lib.evidence import RunFolder
+training.train_arms(settings.load(sys.argv[1]), RunFolder(sys.argv[2]), sys.argv[3:], progress=False)
+"""
+
+
+def test_two_trainings_at_once_into_one_folder_and_cache_take_turns(root, tmp_path):
+    settings = small_settings(root, runtime__cache_dir=str(tmp_path / "cache"))
+    (tmp_path / "settings.yaml").write_text(settings.to_yaml())
+    ids, run = ("status_quo", "bce_only"), RunFolder(tmp_path / "both" / "run")
+    command = [sys.executable, "-c", TRAIN, str(tmp_path / "settings.yaml"), str(run.root), *ids]
+    both = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    assert [process.wait(300) for process in both] == [0, 0]
+    own = settings.with_overrides({"runtime.cache_dir": str(tmp_path / "own")})
+    alone = train(own, RunFolder(tmp_path / "alone" / "run"), *ids)
+    for arm in ids:
+        same(training.load_arm(run, arm), alone[arm])
+    maps = [sum(f.stat().st_size for f in (tmp_path / name).rglob("maps.f*")) for name in ("cache", "own")]
+    assert maps[0] <= 2 * maps[1]  # at worst both asked the teacher at the same time
+
+
 def load_checkpoint_epochs(run: RunFolder, ids: tuple[str, ...]) -> list[int]:
     files = [run.arm_dir(arm) / "checkpoint.pt" for arm in ids]
     return [torch.load(file, weights_only=True)["epoch"] for file in files]
@@ -477,13 +532,22 @@ def test_an_arm_that_moves_or_may_be_good_enough_goes_on(root, run, change):
     assert arm.stopped is None and len(arm.history["stage"]) == 12
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("file", [".checkpoint.pt.part", ".val_scores.parquet.part"])
-def test_a_full_disk_is_said_in_one_line(root, run, file):
-    run.arm_dir("bce_only").mkdir(parents=True)
-    (run.arm_dir("bce_only") / file).symlink_to("/dev/full")
-    with pytest.raises(UserError, match="run folder cannot be written"):
-        train(small_settings(root), run, "bce_only")
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs limits on the size of files")
+def test_a_limit_on_the_size_of_files_is_said_in_one_line(root, run):
+    """The checkpoint does not fit; `test_full_disk` has real disks, which not everybody may mount."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        with pytest.raises(UserError, match=rf"^{run.root}: File too large; free some space, then the same"):
+            train(small_settings(root), run, "bce_only")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [file.name for file in run.arm_dir("bce_only").iterdir()] == []
+    assert train(small_settings(root), run, "bce_only")["bce_only"].auc.defined
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -20,10 +20,12 @@ from diag_lib.audit import (
     polarity,
     shortcuts,
 )
+from diag_lib.audit.cluster import on_cluster
 from diag_lib.audit.part import Case, Part
 from diag_lib.audit.scan import Fitting, in_sample, scan_images
 from diag_lib.checks import with_own
 from diag_lib.evidence import Evidence, Finding, RunFolder
+from diag_lib.files import disk_errors
 from diag_lib.images import ImageTable, read_table
 from diag_lib.images.store import worker_count
 from diag_lib.settings import Settings
@@ -88,14 +90,15 @@ def run(settings: Settings, run_dir: str | Path | RunFolder, *, progress: bool =
 def measured(settings: Settings, run: RunFolder, table: ImageTable, progress: bool) -> Case:
     """Scan all images (files known from an earlier run of this folder are not opened), and a sample in depth."""
     workers = worker_count(settings)
-    frame, sample = scan_images(
-        table.frame,
-        in_sample(table.frame, settings.training.seed),
-        (run.artifact("audit.parquet"), run.artifact("audit_sample.parquet")),
-        Fitting(settings.dataset.resize, settings.dataset.image_size),
-        workers=workers,
-        progress=progress,
-    )
+    with disk_errors(run.root), on_cluster(settings):
+        frame, sample = scan_images(
+            table.frame,
+            in_sample(table.frame, settings.training.seed),
+            (run.artifact("audit.parquet"), run.artifact("audit_sample.parquet")),
+            Fitting(settings.dataset.resize, settings.dataset.image_size),
+            workers=workers,
+            progress=progress,
+        )
     # "file" stays `object`: pandas' own strings cannot hold the undecodable bytes of a name.
     sample = sample.drop(columns="file").infer_objects().assign(file=sample["file"])
     return Case(settings, run, frame, sample, table.notes, table.curated)

@@ -13,7 +13,6 @@ import pandas as pd
 from diag_lib.audit.part import CLASS_NAMES, Case, Part, listed
 from diag_lib.evidence import Finding, Severity
 from diag_lib.images import hashing
-from diag_lib.images.readability import write_parquet
 
 LEAK_SHARE = 0.01
 """Share of val that stands in train as well, from which leakage is claimed. All val images were compared, so
@@ -36,8 +35,8 @@ def check(case: Case) -> Part:
     pairs, skipped = find_pairs(frame)
     leaks = leaked(frame, pairs)
     table = described(frame, pairs)
-    write_parquet(table, case.run.artifact("duplicates.parquet"))
-    write_parquet(leaks, case.run.artifact("leakage.parquet"))
+    case.run.write_parquet("duplicates.parquet", table)
+    case.run.write_parquet("leakage.parquet", leaks)
     findings = [_duplicates(frame, pairs), _leakage(frame, leaks, skipped), _conflict(frame, pairs)]
     numbers: dict[str, float | int | str | None] = {
         "n_duplicate_pairs": len(pairs), "n_leaked": len(leaks), "n_skipped_buckets": skipped,

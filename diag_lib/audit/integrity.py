@@ -4,7 +4,6 @@ import pandas as pd
 
 from diag_lib.audit.part import CLASS_NAMES, Case, Part, listed, share_interval
 from diag_lib.evidence import Finding
-from diag_lib.images.readability import write_parquet
 
 SERIOUS_SHARE = 0.02
 """Unreadable share of any split and class from which the data set counts as damaged; below it files are listed
@@ -18,7 +17,7 @@ def check(case: Case) -> Part:
     shares = (case.frame["reason"] != "").groupby(cells).mean()
     worst = float(shares.max())
     value, n = len(lost) / max(1, len(case.frame)), len(case.frame)
-    write_parquet(lost, case.run.artifact("unreadable.parquet"))
+    case.run.write_parquet("unreadable.parquet", lost)
     if lost.empty:
         finding = Finding(
             "audit.unreadable",
@@ -61,7 +60,7 @@ def _ignored(case: Case) -> Finding:
     found = bool(parts)
     message = f"not used or changed on reading: {listed(parts, 5)}" if found else "every file found is in use"
     ignored = pd.DataFrame(case.notes, columns=["path", "reason"], dtype=object)
-    write_parquet(ignored, case.run.artifact("ignored.parquet"))
+    case.run.write_parquet("ignored.parquet", ignored)
     return Finding(
         "audit.ignored", "note" if found else "ok", "yes" if found else "no", message, n=len(case.notes),
         data={"reasons": reasons.to_dict(), "curated": case.curated, "examples": case.notes[:20],

@@ -15,7 +15,6 @@ from diag_lib.audit.part import Case, Part
 from diag_lib.audit.properties import PROPERTIES, codes
 from diag_lib.audit.shortcuts import MIN_CLASS, boosted_scores, fold_numbers
 from diag_lib.evidence import Finding, Severity
-from diag_lib.images.readability import write_parquet
 from diag_lib.probes import labels as held_out
 from diag_lib.statistics import Auc, auc
 
@@ -41,7 +40,7 @@ def check(case: Case) -> Part:
     opinions = [opinion for opinion in (*given, _of_pictures(case)) if opinion is not None]
     useful = [opinion for opinion in opinions if opinion.measured.ci[0] >= USEFUL_AUC]
     table = held_out.together([o.suspects for o in useful], ["path", "split", "label", "source"])
-    write_parquet(table, case.run.artifact(FILE))
+    case.run.write_parquet(FILE, table)
     numbers: dict[str, float | int | str | None] = {"n_label_suspects": len(table)}
     numbers |= {f"auc_{o.judge}": o.measured.value for o in opinions}
     return Part([_finding(case, opinions, useful, table)], numbers, {"suspects": table})

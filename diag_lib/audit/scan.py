@@ -142,7 +142,10 @@ def over_files(
     shown = tqdm(results, desc=title, total=len(chunks), unit="chunk", disable=not title, leave=False)
     try:
         return [row for rows in shown for row in rows]
-    except BrokenProcessPool:
+    except Exception as error:
+        # dask gives up on a piece of work over which several of its workers died
+        if not isinstance(error, BrokenProcessPool) and type(error).__name__ != "KilledWorker":
+            raise
         raise UserError(
             "a worker process died while it read images (killed, out of memory, or a decoder crashed): set "
             "runtime.workers lower, or to 1 to let threads of this process read them"

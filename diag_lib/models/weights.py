@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from diag_lib.errors import UserError
+from diag_lib.files import whole
 from diag_lib.models.base import PatchModel
 from diag_lib.resources import teachers_dir
 
@@ -233,9 +234,8 @@ def save_weights(model: PatchModel, path: str | Path) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.weights_module.state_dict().items()}
-    partial = target.with_name(target.name + ".part")
-    save_file(state, partial)
-    partial.replace(target)
+    with whole(target) as partial:
+        partial.write_bytes(save(state))  # at once: a full disk is then an OSError that says so
     return target
 
 

@@ -135,12 +135,12 @@ def run(settings: Settings, run_dir: RunFolder | str | Path, *, progress: bool =
     }
     logits = {split: _pooled(maps[split], rows[split], settings) for split in ("train", "val")}
     scores = _score_table(sets, rows, logits)
-    scores.to_parquet(folder.artifact("teacher_scores.parquet"), index=False)
+    folder.write_parquet("teacher_scores.parquet", scores)
     aucs = {split: _auc(images, rows[split], logits[split]) for split, images in sets.items()}
     probes = _Probes(settings, folder, model, sets["val"], logits["val"], progress)
     weights, prints, mode = probes.weights(report), probes.fingerprint(), probes.mode()
     feeding = probes.preprocessing(prints)
-    feeding.table().to_parquet(folder.artifact("teacher_probe.parquet"), index=False)
+    folder.write_parquet("teacher_probe.parquet", feeding.table())
     saturation = check_saturation(sets["val"].labels, logits["val"])
     patches = _patch_statistics(maps["val"], sets["val"].labels, seed)
     evidence = Evidence(

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 from diag_lib import tensorboard_events
 from diag_lib.evidence import RunFolder
+from diag_lib.files import disk_errors
 from diag_lib.settings import Settings
-from diag_lib.training.folder import ArmResult, saying_why_it_cannot_be_written
+from diag_lib.training.folder import ArmResult
 
 FOLDER = "tensorboard"
 
@@ -30,5 +31,5 @@ def write_curves(settings: Settings, run: RunFolder, arms: Iterable[ArmResult]) 
             for tag, values in arm.history.items()
             if any(math.isfinite(value) for value in values)
         }
-        with saying_why_it_cannot_be_written():
+        with disk_errors(run.root):
             tensorboard_events.write_scalars(folder, series, trained)

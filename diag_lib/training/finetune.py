@@ -12,6 +12,7 @@ from tqdm import tqdm
 from diag_lib.devices import choose, thread_count
 from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder
+from diag_lib.files import disk_errors, whole
 from diag_lib.images import open_split
 from diag_lib.models import build_teacher, save_weights, state_sha
 from diag_lib.settings import Settings
@@ -22,7 +23,6 @@ from diag_lib.training.folder import (
     CHECKPOINT,
     load_checkpoint,
     save_checkpoint,
-    saying_why_it_cannot_be_written,
 )
 from diag_lib.training.loop import Student, evaluate, train
 
@@ -95,7 +95,7 @@ def finetune_teacher(
 
             def after_epoch(student: Student) -> None:
                 if data.world.first:
-                    with saying_why_it_cannot_be_written():
+                    with disk_errors(run.root):
                         save_checkpoint(folder, key, student.state())
                 bar.update(1)
 
@@ -108,8 +108,9 @@ def finetune_teacher(
     change = auc_difference(val.labels, before, after, nan="undefined")
     backup = None
     if data.world.first:
-        backup = _keep_previous(target)
-        save_weights(teacher, target)
+        with disk_errors(target.parent):
+            backup = _keep_previous(target)
+            save_weights(teacher, target)
         (folder / CHECKPOINT).unlink(missing_ok=True)
         result = {"auc": change, "epochs": count, "history": trainee.history}
         run.write_json("artifacts/finetune/result.json", result)
@@ -131,7 +132,6 @@ def _keep_previous(target: Path) -> Path | None:
     if not target.exists():
         return None
     backup = target.with_name(target.name + ".bak")
-    partial = backup.with_name(backup.name + ".part")
-    shutil.copy2(target, partial)
-    partial.replace(backup)
+    with whole(backup) as partial:
+        shutil.copyfile(target, partial)
     return backup

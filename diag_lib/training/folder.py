@@ -1,9 +1,7 @@
 """What did a trained arm leave behind, and is it still valid?"""
 
-import contextlib
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from safetensors import SafetensorError
 
-from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder
+from diag_lib.files import whole
 from diag_lib.images import ImageSet
 from diag_lib.models import PatchModel, build, save_weights
 from diag_lib.settings import Settings
@@ -149,9 +146,8 @@ def write_scores(
     if halves is not None:
         table["half"] = halves
     table["score"] = scores
-    partial = path.with_name(f".{path.name}.part")
-    table.to_parquet(partial, index=False)
-    partial.replace(path)
+    with whole(path) as partial:
+        table.to_parquet(partial, index=False)
 
 
 def write_student(model: PatchModel, folder: Path) -> None:
@@ -159,29 +155,15 @@ def write_student(model: PatchModel, folder: Path) -> None:
     save_weights(model, folder / "student.safetensors")
 
 
-@contextlib.contextmanager
-def saying_why_it_cannot_be_written() -> Iterator[None]:
-    """A full or read-only disk as the user's problem, in one line."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no space left?"
-        raise UserError(
-            f"the run folder cannot be written ({reason}): free some space or choose another --out; "
-            "finished epochs are kept, the next run goes on from there"
-        ) from error
-
-
 def save_checkpoint(folder: Path, key: str, state: dict[str, Any]) -> None:
     """Keep a training's state after an epoch (atomically; read back with weights_only=True)."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: value for name, value in state.items() if name not in _JSON_PARTS}
     text = json.dumps({name: state[name] for name in _JSON_PARTS})
-    partial = folder / f".{CHECKPOINT}.part"
     content = io.BytesIO()  # written at once: a full disk is then an OSError that says so
     torch.save({"key": key, "json": text, **plain}, content)
-    partial.write_bytes(content.getvalue())
-    partial.replace(folder / CHECKPOINT)
+    with whole(folder / CHECKPOINT) as partial:
+        partial.write_bytes(content.getvalue())
 
 
 def load_checkpoint(folder: Path, key: str) -> dict[str, Any] | None:

@@ -12,7 +12,9 @@ from tqdm import tqdm
 
 from diag_lib import tensorboard_events
 from diag_lib.devices import choose, thread_count
+from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder
+from diag_lib.files import disk_errors
 from diag_lib.images import open_split
 from diag_lib.map_store import locked
 from diag_lib.models import build_student
@@ -32,7 +34,6 @@ from diag_lib.training.folder import (
     load_arm,
     load_checkpoint,
     save_checkpoint,
-    saying_why_it_cannot_be_written,
     write_scores,
     write_student,
 )
@@ -194,7 +195,7 @@ def _train_here(splits: Splits, data: Data, group: Sequence[Job], fraction: floa
         def after_epoch(student: Student) -> None:
             job = jobs[id(student)]
             if data.world.first:
-                with saying_why_it_cannot_be_written():
+                with disk_errors(run.root):
                     save_checkpoint(run.arm_dir(job.id), job.key, student.state())
             bar.update(1)
 
@@ -203,7 +204,7 @@ def _train_here(splits: Splits, data: Data, group: Sequence[Job], fraction: floa
     for student, job, final in zip(students, group, finals, strict=True):
         if not data.world.first:
             continue
-        with saying_why_it_cannot_be_written():
+        with disk_errors(run.root):
             _write(splits, job, student, final, fraction)
 
 
@@ -263,6 +264,7 @@ def _processes(data: Data, group: Sequence[Job]) -> int:
 def _in_processes(splits: Splits, shares: Sequence[Sequence[Job]], fraction: float, progress: bool) -> None:
     """Each share of the arms in lockstep in a process of its own; the bar follows their checkpoints."""
     from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import BrokenProcessPool
 
     everything = [job for share in shares for job in share]
     finished = threading.Event()
@@ -277,6 +279,11 @@ def _in_processes(splits: Splits, shares: Sequence[Sequence[Job]], fraction: flo
     try:
         calls = (delayed(_worker)(splits.settings, splits.run.root, share, fraction) for share in shares)
         Parallel(n_jobs=len(shares), backend="loky")(calls)
+    except BrokenProcessPool:
+        raise UserError(
+            "a training process died (killed, out of memory, or crashed in native code): finished epochs are kept, "
+            "the next run goes on from there; set runtime.processes lower if it dies again"
+        ) from None
     finally:
         finished.set()
         follower.join()

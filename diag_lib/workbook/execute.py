@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from diag_lib.files import USERS, disk_errors, disk_line, whole
 from diag_lib.settings import Settings
 
 Outcome = Literal["done", "error", "kernel died", "cell time-out", "time limit", "interrupted"]
@@ -138,7 +139,7 @@ def execute(
         stopped = "interrupted"
         kernel.kill()
         worker.join(20)
-    outcome, why = _outcome(worker.error, stopped)
+    outcome, why = _outcome(worker.error, stopped, target.parent)
     if outcome != "done":
         # The tasks that waited for a dead kernel are thrown away with it; that is no news for the user.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -146,11 +147,7 @@ def execute(
         why = f"{why} {kernel.last_words()}".strip()
     seconds = time.monotonic() - started
     notebook, cell, not_run = _honest(source, target, outcome)
-    from papermill.iorw import write_ipynb
-
-    partial = target.with_name(f".{target.name}")
-    write_ipynb(notebook, str(partial))
-    partial.replace(target)
+    _save(notebook, target)
     return Execution(outcome, why, seconds, cell, not_run)
 
 
@@ -187,7 +184,7 @@ class _Worker(threading.Thread):
             self.error = error
 
 
-def _outcome(error: BaseException | None, stopped: Outcome | None) -> tuple[Outcome, str]:
+def _outcome(error: BaseException | None, stopped: Outcome | None, folder: Path) -> tuple[Outcome, str]:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
@@ -200,18 +197,35 @@ def _outcome(error: BaseException | None, stopped: Outcome | None) -> tuple[Outc
         return "error", value if error.ename == "UserError" else f"{error.ename}: {value}".rstrip(": ")
     if isinstance(error, CellTimeoutError):
         return "cell time-out", _REASONS["cell time-out"]
+    if isinstance(error, OSError) and error.errno in USERS:  # the notebook itself could not be kept
+        return "error", disk_line(error, folder)
     if isinstance(error, DeadKernelError) or "Kernel died" in str(error):
         return "kernel died", _REASONS["kernel died"]
     return "error", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
-def _honest(source: Path, target: Path, outcome: Outcome) -> tuple[Any, int | None, int]:
-    """The saved notebook with true cell states (papermill calls every cell completed after a crash)."""
+def _save(notebook: Any, target: Path) -> None:
     import nbformat
 
-    notebook: Any = nbformat.read(  # type: ignore[no-untyped-call,unused-ignore]
-        str(target if target.is_file() else source), as_version=4
-    )
+    with disk_errors(target.parent), whole(target) as partial:
+        text = nbformat.writes(notebook)  # type: ignore[no-untyped-call,unused-ignore]
+        partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def _saved(source: Path, target: Path) -> Any:
+    """What papermill has written so far; the notebook as it was where a full disk cut that off."""
+    import nbformat
+
+    try:
+        return nbformat.read(str(target), as_version=4)  # type: ignore[no-untyped-call,unused-ignore]
+    except (OSError, ValueError):
+        target.unlink(missing_ok=True)
+        return nbformat.read(str(source), as_version=4)  # type: ignore[no-untyped-call,unused-ignore]
+
+
+def _honest(source: Path, target: Path, outcome: Outcome) -> tuple[Any, int | None, int]:
+    """The saved notebook with true cell states (papermill calls every cell completed after a crash)."""
+    notebook = _saved(source, target)
     notebook.cells = [
         c for c in notebook.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])
     ]

@@ -1,8 +1,6 @@
 """How do I share a run? As one HTML file or a zip: no requests, scripts or paths; pictures only if wanted."""
 
-import os
 import re
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from markupsafe import Markup
 
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEP_TITLES, STEPS, RunFolder
+from diag_lib.files import whole
 from diag_lib.settings import load
 from diag_lib.workbook.render import environment, page_name, scrubber
 from diag_lib.workbook.sanitize import tell_regions_apart
@@ -132,23 +131,18 @@ def _rename_ids(main: Tag, anchor: str) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    RunFolder(path.parent).write_text(path.name, text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _write_zip(path: Path, pages: dict[str, str]) -> None:
     """A zip whose bytes depend on the pages only."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            top = re.sub(r"[^\w.-]", "_", path.stem) or "report"
-            for name, text in pages.items():
-                entry = zipfile.ZipInfo(f"{top}/{name}", _SAFE_IN_ZIP)
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        top = re.sub(r"[^\w.-]", "_", path.stem) or "report"
+        for name, text in pages.items():
+            entry = zipfile.ZipInfo(f"{top}/{name}", _SAFE_IN_ZIP)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, text)

@@ -1,6 +1,7 @@
 """How do the seven notebooks become one run? In order, resumed where it stopped, an honest page for each."""
 
 import contextlib
+import shutil
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from diag_lib import resources
 from diag_lib.errors import UserError
 from diag_lib.evidence import SEVERITIES, STEP_TITLES, STEPS, RunFolder
+from diag_lib.files import disk_errors
 from diag_lib.images import beside_run
 from diag_lib.settings import Settings, load
 from diag_lib.workbook import fingerprint
@@ -22,6 +24,8 @@ from diag_lib.workbook.start import SETTINGS_FILE, prepare_data
 from diag_lib.workbook.state import RunState, StepState, gather_facts, only_one
 
 DONE, FAIL_ON_REACHED, STEP_FAILED = 0, 1, 3
+ROOM = 512 * 1024
+"""Bytes that have to be free before a step begins."""
 
 # Shares of a run's time on the demo (one core); they only feed the "about ... left" of the progress line.
 SHARES = {
@@ -80,7 +84,7 @@ def run_workbook(
     inputs, facts = fingerprint.inputs(settings), gather_facts(settings)
     refuse_mistakes(settings, chosen, Path(out))
     folder = RunFolder(out).create()
-    with only_one(folder), _terminate_as_interrupt():
+    with disk_errors(folder.root), only_one(folder), _terminate_as_interrupt():
         run = _Run(
             settings,
             folder,
@@ -180,6 +184,7 @@ class _Run:
                 if step not in self.pending:
                     self.say(f"{where}: kept, its inputs have not changed")
                     continue
+                _refuse_full(self.folder)
                 interrupted = self._one_step(step, where)
                 render.write_page(self.folder, self.state, step, self.settings)
                 self.state.save(self.folder)
@@ -232,6 +237,9 @@ class _Run:
                 cell_timeout=self.cell_timeout,
                 deadline=self.deadline,
             )
+        except UserError as error:  # the notebook cannot be kept
+            line.status, line.why, line.outcome = "failed", str(error), "error"
+            raise
         finally:
             kernel.stop()
         line.record(result)
@@ -289,6 +297,16 @@ class _Run:
         if len(known) < len(todo) or not known:
             return f" ({so_far:.0f} s so far)" if so_far >= 1 else ""
         return f" ({so_far:.0f} s so far, about {sum(known):.0f} s left)"
+
+
+def _refuse_full(folder: RunFolder) -> None:
+    """Raise `UserError` where the disk has no room for a step's files: it would compute for nothing."""
+    free = shutil.disk_usage(folder.root).free
+    if free < ROOM:
+        raise UserError(
+            f"{folder.root}: {free // 1024} KB are free on its disk, a step needs {ROOM // 1024}; free some space, "
+            "then the same command continues"
+        )
 
 
 def _chosen(steps: Sequence[str] | None) -> list[str]:

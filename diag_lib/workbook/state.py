@@ -129,10 +129,12 @@ def only_one(folder: RunFolder) -> Iterator[None]:
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(
                 f"{folder.root}: another run is writing to this folder; wait for it or choose another --out"
             ) from None
+        except OSError:  # a file system without locks: the user has to take care
+            pass
         try:
             yield
         finally:
