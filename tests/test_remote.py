@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -184,7 +185,7 @@ def test_a_remote_table_brings_what_it_names_and_nothing_else(
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_remote_shards_are_copied_then_unpacked(tmp_path: Path, memory: MemoryFileSystem, kind: str) -> None:
-    from test_packed_images import as_parquet, webdataset
+    from test_packed_images import as_parquet, samples, webdataset, write_tar
 
     root = {"tar": webdataset, "parquet": as_parquet}[kind](tmp_path / "here")
     put(memory, {file.name: file.read_bytes() for file in root.iterdir()})
@@ -193,6 +194,7 @@ def test_remote_shards_are_copied_then_unpacked(tmp_path: Path, memory: MemoryFi
     assert sorted(contents(found).values()) == sorted(contents(local).values())
     assert found.frame["label"].tolist() == local.frame["label"].tolist()
     one = next(file for file in sorted(root.iterdir()) if "train" in file.name)
+    one = write_tar(one, samples(0, 16)) if kind == "tar" else one
     put(memory, {f"one.{kind}": one.read_bytes()}, "/single")
     single = read_table(configured(f"memory://single/one.{kind}", tmp_path))
     assert set(single.frame["split"]) == {"train", "val"}
@@ -244,7 +246,8 @@ def test_a_stopped_copy_goes_on_inside_the_file(
     asked = fetched(monkeypatch)
     assert contents(read_table(settings)) == FOLDERS
     blocks = sum(-(-len(content) // 100) for content in FOLDERS.values())
-    assert len(asked) == blocks - 29
+    assert 0 < len(asked) <= blocks - 29  # other files may have come before the copy stopped
+    assert asked[0][1] > 0  # the file that was cut goes on where it was cut
     assert not list((tmp_path / "cache").rglob("partial"))
 
 
@@ -278,11 +281,6 @@ def test_too_little_room_is_said_before_anything_is_fetched(
     with pytest.raises(UserError, match=r"copying needs about .* GB are free"):
         read_table(configured("memory://set", tmp_path))
     assert not asked
-
-
-class _Usage:
-    def __init__(self, free: int) -> None:
-        self.free = free
 
 
 # ---- hostile names
@@ -387,10 +385,8 @@ def test_a_run_reads_the_copy_and_its_pages_tell_no_address(tmp_path: Path) -> N
     again = audited(url, tmp_path)
     assert again.returncode == 0 and "kept, its inputs have not changed" in again.stderr
     assert before == {file: stat_of(str(file)) for file in before} and len(before) == len(FOLDERS)
-    assert {
-        p.relative_to(tmp_path / "hidden-place").as_posix()
-        for p in (tmp_path / "hidden-place").rglob("*.png")
-    } == set(FOLDERS)
+    source = tmp_path / "hidden-place"
+    assert {file.relative_to(source).as_posix() for file in source.rglob("*.*")} == set(FOLDERS)
 
 
 def check_run(out: Path, secret: str) -> None:
@@ -445,6 +441,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, dict[str, str
         made = boto3.resource("s3", endpoint_url=address).Bucket("bucket")
         made.create()
         yield made, variables
+        made.objects.all().delete()  # the server's memory is this process's
     finally:
         server.stop()
 

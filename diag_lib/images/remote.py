@@ -105,9 +105,8 @@ class _Store:
         with self._told():
             from fsspec.core import url_to_fs
 
-            # listings that are kept would hide changes, and hold every name twice
-            self.fs, path = url_to_fs(url, use_listings_cache=False)
-            self.fs.invalidate_cache()
+            # kept listings would hide changes, and a kept connection new credentials
+            self.fs, path = url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
             self.top = path.rstrip("/")
             self.info: Mapping[str, Any] = self.fs.info(self.top)
         self.is_local = self.scheme == "file"
@@ -134,7 +133,9 @@ class _Store:
         waiting = [self.top]
         while waiting:
             folder = waiting.pop()
-            for entry in self._listing(folder):
+            listing = self._listing(folder)
+            files = {entry["name"] for entry in listing if entry["type"] != "directory"}
+            for entry in listing:
                 seen += 1
                 if seen > MAX_OBJECTS:
                     raise UserError(
@@ -145,6 +146,10 @@ class _Store:
                 if path.rstrip("/") == folder and (not is_folder or _version_of(entry)):
                     continue  # the empty object by which some tools mark a folder
                 name = _name_below(self.top, path)
+                if is_folder and path in files:
+                    raise UserError(
+                        f"dataset.root: {printable(name)[:80]!r} is both an object and a folder; rename one"
+                    )
                 if is_folder:
                     waiting.append(path)
                 else:

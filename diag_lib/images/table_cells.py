@@ -11,9 +11,10 @@ from pyarrow import parquet
 from diag_lib.errors import UserError
 
 MAX_BYTES = 4 * 2**30
-"""All text of a table, as of one in CSV."""
+"""All text of a table, as of one in CSV; of a small file `_FREE` bytes and `_FACTOR` times its size."""
 MAX_CELL = 32_768
 """Bytes of a cell: more than any path has."""
+_FREE, _FACTOR = 256 * 2**20, 100
 _ROWS_FREE, _ROWS_A_BYTE = 1_000_000, 4
 """Every row names another image, so that a table shrinks by its format, but not to nothing."""
 _BATCH = 16_384
@@ -30,15 +31,16 @@ def read(file: Path, name: str, meant: frozenset[str]) -> tuple[list[str], list[
         columns = [column.strip().lower() for column in schema.names]
         wanted = [at for at, column in enumerate(columns) if column in meant and columns.count(column) == 1]
         names = [schema.names[at] for at in wanted]
+        limit = min(MAX_BYTES, _FREE + _FACTOR * file.stat().st_size)
         _require(rows <= _ROWS_FREE + _ROWS_A_BYTE * file.stat().st_size, name, f"{rows:,} rows")
-        _require(_pages(table.metadata, set(names)) <= MAX_BYTES, name, f"more than {MAX_BYTES:,} bytes")
+        _require(_pages(table.metadata, set(names)) <= limit, name, f"more than {limit:,} bytes")
         texts = [one for one in names if _is_text(schema.field(one).type)]
     cells: list[list[str]] = []
     with parquet.ParquetFile(file, read_dictionary=texts) as table:  # a repeated text stays one
         total = 0
         for batch in table.iter_batches(batch_size=_BATCH, columns=names, use_pandas_metadata=False):
             total += sum(_size(batch.column(at), name) for at in range(batch.num_columns))
-            _require(total <= MAX_BYTES, name, f"more than {MAX_BYTES:,} bytes")
+            _require(total <= limit, name, f"more than {limit:,} bytes")
             found = {one: batch.column(one).to_pylist() for one in names}
             filled = [found.get(one) if at in wanted else None for at, one in enumerate(schema.names)]
             cells += [
