@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,6 +121,10 @@ FINDINGS: dict[str, str] = {
 """Every finding id and what a "yes" means; `audit.shortcut.<property>` stands for one id a property."""
 
 _READ: set[str] = set()
+# `Path` keeps one slash of two; a drive has one letter
+_ADDRESS = re.compile(
+    r"(s3a?|gc?s|az|abfss?|adl|wasbs?|hf|hdfs|webhdfs|https?|s?ftp|ssh|memory|file):/", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,7 @@ class RunFolder:
     """The files of one run; every write is atomic, so that a killed run leaves no half-written file."""
 
     def __init__(self, root: str | Path) -> None:
+        refuse_address(root)
         self.root = Path(root).absolute()
 
     def create(self) -> "RunFolder":
@@ -258,6 +264,15 @@ class RunFolder:
         with disk_errors(self.root), whole(path) as partial:
             table.to_parquet(partial, index=False)
         return path
+
+
+def refuse_address(run_dir: object) -> None:
+    """Raise `UserError` when a run folder is given as an address (`s3://...`)."""
+    if found := _ADDRESS.match(str(run_dir)):
+        raise UserError(
+            f"run folder: {found[1]}:// is an address, and a run folder lies on this machine; name a folder and copy "
+            "it or its export when the run is done (papermill's own output notebook may be remote)"
+        )
 
 
 def plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -31,18 +32,52 @@ PREPROCESS = ("raw", "NPR", "x_grad", "y_grad", "left_diag", "right_diag")
 DISTILLATION_LOSSES = ("mse", "huber", "bernoulli_kl", "correlation")
 ARCHITECTURES = ("ladeda5", "ladeda9", "ladeda17", "ladeda33", "tiny_ladeda")
 BUDGET_IMAGE_STEPS = {"quick": 20_000, "standard": 400_000, "full": 4_000_000}
+REMOTE_SCHEMES = (
+    "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "hdfs", "http", "https", "file", "memory",
+)  # fmt: skip
+"""Of fsspec's, those that read a store and do nothing else: no archives, caches or shells."""
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 _MAX_BYTES = 1_000_000
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # one letter is a Windows drive
 _REFERENCE = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # package.module:name
+
+
+def is_url(value: object) -> bool:
+    """Whether a text is an address (`s3://...`) and no path."""
+    return isinstance(value, str) and _URL.match(value) is not None
 
 
 def _as_path(value: Any) -> Any:
     if isinstance(value, Path):
         return value
+    if is_url(value):
+        raise ValueError("a path on this machine is expected; only dataset.root may be a URL")
     if isinstance(value, str) and value and "\0" not in value:
         return Path(value).expanduser()
     raise ValueError("a path is expected (text)")
+
+
+def _as_root(value: Any) -> Any:
+    """A path, or the text of a URL. What may hold a secret is refused, and not repeated in the message."""
+    if not is_url(value):
+        return _as_path(value)
+    try:
+        parts = urlsplit(value)
+        named, secret = parts.username is not None, parts.password is not None
+    except ValueError:
+        raise ValueError("is no valid URL") from None
+    web = parts.scheme.startswith("http")
+    if secret or (web and (named or parts.query)):
+        raise ValueError(
+            "the URL holds a user name, password or query, which could be a secret; leave credentials to the "
+            "store's own configuration (environment variables, ~/.aws, ...)"
+        )
+    if value.partition("://")[0] not in REMOTE_SCHEMES or "::" in value or not value.isprintable():
+        raise ValueError(
+            f"{_show(value)} is not allowed; allowed: a path, or one URL of {', '.join(REMOTE_SCHEMES)}"
+        )
+    return value
 
 
 def _check_arch(value: Any) -> Any:
@@ -85,6 +120,7 @@ def _check_auto_count(value: Any) -> Any:
 
 
 FilePath = Annotated[Path, BeforeValidator(_as_path)]
+PathOrUrl = Annotated[Path | str, BeforeValidator(_as_root)]
 Architecture = Annotated[str, BeforeValidator(_check_arch)]
 DistillationLoss = Annotated[str, BeforeValidator(_check_loss)]
 Plugin = Annotated[str, BeforeValidator(_check_plugin)]
@@ -106,7 +142,8 @@ class _Section(BaseModel):
 class DatasetSettings(_Section):
     """Where the images are and how they become tensors."""
 
-    root: FilePath = Path("data/demo")
+    root: PathOrUrl = Path("data/demo")
+    remote: bool = False
     train_split: Annotated[str, Field(min_length=1)] = "train"
     val_split: Annotated[str, Field(min_length=1)] = "val"
     image_size: Annotated[int, Field(ge=1, le=4096)] = 256
@@ -115,6 +152,13 @@ class DatasetSettings(_Section):
     normalize_std: Annotated[list[Positive], Field(min_length=3, max_length=3)] = [0.229, 0.224, 0.225]
     augment: Literal["none", "flip", "flip_crop"] = "flip"
     curation: FilePath | None = None
+
+    @property
+    def folder(self) -> Path:
+        """`root` where it is a path. Raises `UserError` for a URL, which `images.remote` makes a path."""
+        if isinstance(self.root, Path):
+            return self.root
+        raise UserError("dataset.root: is remote and has not been copied to this machine")
 
     @model_validator(mode="after")
     def _splits_differ(self) -> Self:
@@ -446,6 +490,8 @@ def _map_leaves(tree: Mapping[str, Any], base: Path, prefix: str) -> dict[str, A
 
 
 def _is_path(dotted: str, value: str) -> bool:
+    if is_url(value):
+        return False
     if dotted == "plugins":
         return value.endswith(".py")
     return dotted in _PATH_KEYS or (

@@ -41,14 +41,14 @@ def on_cluster(settings: Settings) -> Iterator[None]:
             "start one with `dask scheduler` and name its address, such as tcp://node0:8786"
         ) from None
     with client:
-        _refuse_blind_workers(client, address, settings.dataset.root)
+        _refuse_blind_workers(client, address, str(settings.dataset.folder))
         with parallel_config(backend="dask", client=client):
             yield
 
 
-def _refuse_blind_workers(client: Any, address: str, root: Path) -> None:
+def _refuse_blind_workers(client: Any, address: str, root: str) -> None:
     """A worker that does not see the files would call every one of them missing."""
-    answers = client.run(_sees, str(root), on_error="return")
+    answers = client.run(_sees, root, on_error="return")
     if not answers:
         raise UserError(
             f"runtime.dask: the cluster at {address} has no workers; start `dask worker {address}`"

@@ -171,11 +171,11 @@ def _digest(recipe: Recipe, name: str, code: Sequence[Path]) -> str:
 
 
 def ensure_data(settings: Settings) -> None:
-    """Make the plain demo set at `settings.dataset.root` if it is missing or out of date.
+    """Make the plain demo set at `settings.dataset.folder` if it is missing or out of date.
 
     A folder that is not a plain demo set (the user's own, or one with an injected fault) is left alone.
     """
-    root = settings.dataset.root
+    root = settings.dataset.folder
     stamp = read_stamp(root)
     if not root.exists() or (stamp is not None and not stamp.get("altered")):
         build(root, Recipe())

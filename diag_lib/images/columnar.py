@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pyarrow import ipc, parquet
 
 from diag_lib.errors import UserError
+from diag_lib.images import growth
 from diag_lib.images.decode import MAX_BYTES, SUFFIX_FORMAT
 from diag_lib.images.manifest import label_of
 from diag_lib.images.samples import Sample, sniffed_suffix
@@ -24,7 +25,9 @@ from diag_lib.images.sources import printable
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
 LABEL_NAMES = ("label", "labels", "class", "cls", "target")
 SOURCE_NAMES = ("source", "generator")
-_BATCH = 16  # rows of a parquet file in memory at once
+MAX_TEXT = 4096
+"""Characters of a label, a source or an image's own path."""
+_FILE = b"ARROW1\0\0"
 _END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream; without it the rest of the rows is missing
 
 
@@ -81,18 +84,21 @@ def _batches(shard: Shard) -> Iterator[pa.RecordBatch]:
         with parquet.ParquetFile(file) as table:
             columns = _columns(table.schema_arrow, shard)
             names = [name for name in (columns.image, columns.label, columns.source) if name]
+            growth.refuse_pages(table.metadata, set(names), shard.shown, file.stat().st_size)
             for group in range(table.num_row_groups):  # all at once, pyarrow would hold the whole file
-                yield from table.iter_batches(batch_size=_BATCH, row_groups=[group], columns=names)
+                # row by row, for a value that is repeated costs the file nothing
+                yield from table.iter_batches(batch_size=1, row_groups=[group], columns=names)
         return
     with pa.memory_map(str(file)) as mapped:
-        if mapped.size() >= 6 and mapped.read(6) == b"ARROW1":
-            with ipc.open_file(mapped) as table:
-                for number in range(table.num_record_batches):
-                    yield table.get_batch(number)
-            return
-        if mapped.size() < len(_END) or _last(mapped) != _END:
+        start = 0
+        if mapped.size() >= len(_FILE) and mapped.read(len(_FILE)) == _FILE:
+            start = len(_FILE)  # an Arrow file is a stream between its mark and a directory
+            ipc.open_file(mapped)  # the directory is there, so it is not cut off
+        elif mapped.size() < len(_END) or _last(mapped) != _END:
             raise pa.ArrowInvalid("no end of stream")
-        mapped.seek(0)
+        mapped.seek(start)
+        growth.refuse_buffers(mapped, shard.shown)
+        mapped.seek(start)
         with ipc.open_stream(mapped) as stream:
             yield from stream
 
@@ -175,6 +181,12 @@ def _rows(batch: pa.RecordBatch, columns: _Columns, where: str, first: int) -> I
         buffer = images[at].as_buffer()
         path = paths[at].as_py() if paths is not None else None
         path = path if isinstance(path, str) else ""
+        source = (sources[at].as_py() or "") if sources is not None else ""
+        label = labels[at].as_py()
+        if any(isinstance(text, str) and len(text) > MAX_TEXT for text in (path, source, label)):
+            raise UserError(
+                f"{row}: a label, source or path of more than {MAX_TEXT:,} characters; shorten it"
+            )
         if buffer is None and path:
             raise UserError(
                 f"{row}: names {printable(path)[:80]!r} but does not hold it; save the images embedded"
@@ -189,8 +201,8 @@ def _rows(batch: pa.RecordBatch, columns: _Columns, where: str, first: int) -> I
             name=Path(path.replace("\\", "/")).stem,
             image=content,
             suffix=suffix if suffix in SUFFIX_FORMAT else sniffed_suffix(content),
-            label=_label(labels[at].as_py(), columns.classes, row),
-            source=(sources[at].as_py() or "") if sources is not None else "",
+            label=_label(label, columns.classes, row),
+            source=source,
         )
 
 

@@ -11,23 +11,23 @@ import csv
 import dataclasses
 import hashlib
 import io
-import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pandas as pd
 
 from diag_lib.errors import UserError
 from diag_lib.images.sources import CLASS_LABELS, Entry, printable, shown_path, split_names, stat_of
-from diag_lib.settings import Settings
+from diag_lib.settings import Settings, is_url
 
 LABELS: dict[str, int] = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, **CLASS_LABELS}
 ALLOWED_LABELS = "0, 1, real, fake"
 ACTIONS = ("exclude", "relabel")
 VAL_SHARE = 0.25
 MAX_BYTES = 4 * 2**30
+_MEANT = frozenset({"path", "label", "split", "source", "action"})
 
 Row = Mapping[str, str]
 
@@ -71,6 +71,24 @@ def read(file: Path, settings: Settings, notes: list[tuple[str, str]]) -> list[E
         )
         entries = assign_splits(entries, settings.training.seed)
     return entries
+
+
+def relative_paths(file: Path) -> list[str]:
+    """The posix paths, from its folder, that a manifest names.
+
+    For one that came from elsewhere: an absolute path, which would be a file of this machine, is refused.
+    """
+    name, folder = printable(file.name), os.path.abspath(file.parent)
+    found = []
+    for number, row in _rows(file, ("path", "label")):
+        where, path = f"{name}, row {number}", row["path"].strip()
+        if os.path.isabs(path) or is_url(path) or PureWindowsPath(path).drive:
+            raise UserError(
+                f"{where}: path {printable(path)[:80]!r} is absolute, which a remote table may not name; write it "
+                "relative to the table"
+            )
+        found.append(_located(path, folder, where)[len(folder.rstrip(os.sep)) + 1 :].replace(os.sep, "/"))
+    return found
 
 
 def curate(
@@ -173,17 +191,15 @@ def _content(file: Path, name: str) -> bytes:
 
 
 def _parquet_cells(file: Path, name: str) -> tuple[list[str], list[list[str]]]:
+    """The same of a parquet file, of the columns that can mean something here; the others are named, not read."""
+    from diag_lib.images import table_cells
+
     try:
-        frame = pd.read_parquet(file)
+        return table_cells.read(file, name, _MEANT)
+    except UserError:
+        raise
     except Exception as error:  # pyarrow raises its own kinds for damaged files
         raise UserError(f"{name}: not readable as parquet ({type(error).__name__})") from None
-    columns = [str(column).strip().lower() for column in frame.columns]
-    rows = frame.itertuples(index=False, name=None)
-    return columns, [["" if _is_missing(cell) else str(cell) for cell in row] for row in rows]
-
-
-def _is_missing(cell: object) -> bool:
-    return cell is None or cell is pd.NA or (isinstance(cell, float) and math.isnan(cell))
 
 
 def label_of(text: str, where: str) -> int:

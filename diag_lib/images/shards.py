@@ -38,9 +38,9 @@ def is_packed(settings: Settings) -> bool:
 
     A folder named like a split or a class that holds no shard makes it a dataset of folders, whatever lies beside.
     """
-    root = settings.dataset.root
+    root = settings.dataset.folder
     if root.is_file():
-        return root.suffix.lower() in (".arrow", ".tar") or _is_parquet_of_images(root)
+        return root.suffix.lower() in (".arrow", ".tar") or is_parquet_of_images(root)
     known = _split_words(settings) | set(CLASS_LABELS)
     packed = bool(_files(root))
     for folder in _folders(root):
@@ -53,7 +53,7 @@ def is_packed(settings: Settings) -> bool:
 
 def find_shards(settings: Settings) -> list[Shard]:
     """All shards, sorted by name. Raises `UserError` when one is missing or they are of several kinds."""
-    root = settings.dataset.root
+    root = settings.dataset.folder
     if root.is_file():
         return [Shard(root, root.stem, "")]
     words = _split_words(settings)
@@ -73,8 +73,8 @@ def find_shards(settings: Settings) -> list[Shard]:
     return sorted(shards, key=lambda shard: shard.name)
 
 
-def _is_parquet_of_images(file: Path) -> bool:
-    """A parquet file without the column `path` of a manifest, but with one of images."""
+def is_parquet_of_images(file: Path) -> bool:
+    """Whether it is a parquet file without the column `path` of a manifest, but with one of images."""
     if file.suffix.lower() != ".parquet":
         return False
     from pyarrow import parquet

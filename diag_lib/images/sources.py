@@ -83,7 +83,11 @@ def read_table(settings: Settings) -> ImageTable:
     """
     from diag_lib.images import manifest, shards
 
-    root = settings.dataset.root
+    if isinstance(settings.dataset.root, str):
+        from diag_lib.images import remote
+
+        settings = remote.mirrored(settings)
+    root = settings.dataset.folder
     refuse_missing(settings)
     notes: list[tuple[str, str]] = []
     if shards.is_packed(settings):
@@ -106,8 +110,13 @@ def read_table(settings: Settings) -> ImageTable:
 
 
 def refuse_missing(settings: Settings) -> None:
-    """Raise `UserError` when `dataset.root` does not exist."""
-    root = settings.dataset.root
+    """Raise `UserError` when `dataset.root` does not exist, or is remote without leave; contacts nothing."""
+    if isinstance(settings.dataset.root, str):
+        from diag_lib.images import remote
+
+        remote.require_allowed(settings)
+        return
+    root = settings.dataset.folder
     if not root.exists():
         raise UserError(f"dataset.root: {printable(str(root))} does not exist; {LAYOUT}")
 

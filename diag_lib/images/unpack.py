@@ -5,12 +5,10 @@ Everything else addresses an image by its path, so each shard is unpacked once, 
 anew. A shard counts as done when its list is written; a stopped one goes on with the files it lacks.
 """
 
-import contextlib
 import hashlib
 import os
-import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,17 @@ import pandas as pd
 from tqdm import tqdm
 
 from diag_lib.errors import UserError
-from diag_lib.images import manifest
+from diag_lib.images import cache, growth, manifest
+from diag_lib.images.cache import safe_name
 from diag_lib.images.columnar import read_columnar
 from diag_lib.images.readability import write_parquet
 from diag_lib.images.samples import Sample
 from diag_lib.images.shards import Shard, find_shards
 from diag_lib.images.sources import Entry, printable, shown_path, split_names, stat_of
 from diag_lib.images.tar_shards import read_tar
-from diag_lib.map_store import locked
 from diag_lib.settings import Settings
 
 FOLDER = "unpacked"
-DEFAULT_CACHE = Path("reports") / ".cache"
-"""Below the working directory, for who reads a dataset without a run and without `runtime.cache_dir`."""
 _VERSION = 1
 _COLUMNS = ("file", "label", "source", "size", "remark")
 
@@ -51,30 +47,30 @@ def read(settings: Settings, notes: list[tuple[str, str]]) -> list[Entry]:
     else:
         wanted = shards
     home = _home(settings, shards)
-    if home.resolve().is_relative_to(settings.dataset.root.resolve()):
+    if home.resolve().is_relative_to(settings.dataset.folder.resolve()):
         raise UserError(
             "runtime.cache_dir lies inside the dataset, which is never written to; name another folder"
         )
-    with _writing(home), _alone(home):
+    with cache.writing(home, "images cannot be unpacked"), cache.alone(home):
         tables = _unpacked(home, wanted)
     entries = []
     for shard, rows in zip(wanted, tables, strict=True):
         split = splits.get(shard.split, "")
-        folder = home / _safe(shard.name)
+        folder = home / safe_name(shard.name)
         for file, label, source, size, remark in rows.itertuples(index=False, name=None):
             if remark:
                 notes.append((printable(file), remark))
                 continue
             _, mtime = stat_of(str(folder / file))
-            shown = shown_path(f"{_safe(shard.name)}/{file}")
+            shown = shown_path(f"{safe_name(shard.name)}/{file}")
             entries.append(Entry(shown, str(folder / file), label, split, printable(source), size, mtime))
     if not entries:
         raise UserError(
-            f"dataset.root: the {len(wanted)} files of {printable(settings.dataset.root.name)} hold no images"
+            f"dataset.root: the {len(wanted)} files of {printable(settings.dataset.folder.name)} hold no images"
         )
     if not named:
         share = f"{manifest.VAL_SHARE:.0%} of each class and source was set aside as validation"
-        notes.append((printable(settings.dataset.root.name), f"no split in any name: {share}"))
+        notes.append((printable(settings.dataset.folder.name), f"no split in any name: {share}"))
         entries = manifest.assign_splits(entries, settings.training.seed)
     return entries
 
@@ -82,16 +78,16 @@ def read(settings: Settings, notes: list[tuple[str, str]]) -> list[Entry]:
 def _home(settings: Settings, shards: Sequence[Shard]) -> Path:
     """The folder of these very shards: their place, names, sizes and times of change."""
     identity = [(shard.name, *stat_of(str(shard.file))) for shard in shards]
-    text = repr((_VERSION, os.fsencode(settings.dataset.root.resolve()), identity))
+    text = repr((_VERSION, os.fsencode(settings.dataset.folder.resolve()), identity))
     key = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
-    return (settings.runtime.cache_dir or DEFAULT_CACHE).absolute() / FOLDER / key
+    return (settings.runtime.cache_dir or cache.DEFAULT_CACHE).absolute() / FOLDER / key
 
 
 def _unpacked(home: Path, shards: Sequence[Shard]) -> list[pd.DataFrame]:
     known = [_done(home, shard) for shard in shards]
     missing = [shard for shard, rows in zip(shards, known, strict=True) if rows is None]
     total = sum(max(0, stat_of(str(shard.file))[0]) for shard in missing)
-    _require_space(home, total)
+    cache.require_space(home, total, "unpacking")
     with tqdm(total=total, desc="unpacking images", unit="B", unit_scale=True, disable=not missing) as bar:
         return [
             _unpack(home, shard, bar) if rows is None else rows
@@ -101,7 +97,7 @@ def _unpacked(home: Path, shards: Sequence[Shard]) -> list[pd.DataFrame]:
 
 def _done(home: Path, shard: Shard) -> pd.DataFrame | None:
     """The list of an unpacked shard, None when it or one of its files is not there as it was written."""
-    folder = home / _safe(shard.name)
+    folder = home / safe_name(shard.name)
     try:
         rows = pd.read_parquet(_list_of(folder), columns=list(_COLUMNS))
     except Exception:  # whatever a missing or damaged file makes pyarrow raise: it is only a cache
@@ -112,15 +108,18 @@ def _done(home: Path, shard: Shard) -> pd.DataFrame | None:
 
 
 def _unpack(home: Path, shard: Shard, bar: "tqdm[Any]") -> pd.DataFrame:
-    folder = home / _safe(shard.name)
+    folder = home / safe_name(shard.name)
     folder.mkdir(parents=True, exist_ok=True)
     _list_of(folder).unlink(missing_ok=True)
     status = shard.file.stat()
     read = read_tar if shard.file.suffix.lower() == ".tar" else read_columnar
     rows: list[tuple[str, int, str, int, str]] = []
-    begun = bar.n
+    begun, limit, grown = bar.n, growth.limit_of(status.st_size), 0
     try:
         for sample in read(shard):
+            grown += max(growth.FILE_COST, len(sample.image or b""))
+            if grown > limit:
+                growth.refuse(shard.shown, status.st_size)
             if sample.image is None:
                 rows.append((sample.name, -1, "", -1, sample.remark))
                 continue
@@ -150,40 +149,5 @@ def _list_of(folder: Path) -> Path:
 
 
 def _file_name(number: int, sample: Sample) -> str:
-    key = _safe(sample.name, slash="_")[-60:] if sample.name else ""
+    key = safe_name(sample.name, slash="_")[-60:] if sample.name else ""
     return f"{number:07d}{'_' if key else ''}{key}{sample.suffix}"
-
-
-def _safe(name: str, slash: str = "/") -> str:
-    """A name of a shard or sample as a path below ours: plain characters, no part that begins with a dot."""
-    parts = (re.sub(r"[^\w.-]", "_", part, flags=re.ASCII) for part in name.split("/"))
-    return slash.join(f"_{part}" if part[:1] in (".", "") else part for part in parts)
-
-
-def _require_space(home: Path, needed: int) -> None:
-    place = next((folder for folder in home.parents if folder.is_dir()), home.parent)
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise UserError(
-            f"dataset.root: unpacking needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free in the cache; "
-            "set runtime.cache_dir to a larger disk"
-        )
-
-
-@contextlib.contextmanager
-def _writing(home: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"runtime.cache_dir: images cannot be unpacked into {printable(str(home.parent))} ({error.strerror}); "
-            "free some space or name another folder, then the same command continues"
-        ) from None
-
-
-@contextlib.contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """One process unpacks, the others wait for it and find all done."""
-    home.mkdir(parents=True, exist_ok=True)
-    with locked(home / "lock"):
-        yield

@@ -12,7 +12,7 @@ from IPython.display import HTML
 
 from diag_lib import display, resources
 from diag_lib.errors import UserError
-from diag_lib.evidence import RunFolder
+from diag_lib.evidence import RunFolder, refuse_address
 from diag_lib.images import keep_out_of_dataset, refuse_missing
 from diag_lib.live import live
 from diag_lib.settings import ARCHITECTURES, BUDGET_IMAGE_STEPS, Preprocess, Settings, load
@@ -174,6 +174,7 @@ def settings_panel(
         raise UserError(
             f"parameter overrides: a mapping of dotted keys to values is expected, found {overrides!r}"
         )
+    refuse_address(run_dir)
     run = RunFolder(base / Path(run_dir).expanduser())
     return SettingsPanel(config if isinstance(config, str) else Path(config), run, overrides or {}, base)
 

@@ -61,7 +61,7 @@ def _refuse_place(folder: RunFolder, out: Path) -> None:
     if not place.parent.is_dir():
         raise UserError(f"{out}: its folder does not exist; make it first or choose another file")
     try:
-        root = load(folder.root / "settings.yaml").dataset.root
+        root = load(folder.root / "settings.yaml").dataset.folder
     except UserError:
         return
     if root.is_dir() and place.is_relative_to(root.resolve()):

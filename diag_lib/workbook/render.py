@@ -46,7 +46,7 @@ def page_name(step: str) -> str:
 
 def scrubber(folder: RunFolder, settings: Settings | None) -> Scrubber:
     """What hides this run's places; the run folder and the dataset keep telling names."""
-    places = [(folder.root, "RUN")]
+    places: list[tuple[str | Path, str]] = [(folder.root, "RUN")]
     if settings is not None:
         cache = settings.runtime.cache_dir or folder.default_cache
         places += [
