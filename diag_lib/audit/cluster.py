@@ -26,7 +26,7 @@ def on_cluster(settings: Settings) -> Iterator[None]:
         yield
         return
     try:
-        from distributed import Client
+        from dask.distributed import Client
     except ImportError:
         raise UserError(
             "runtime.dask: needs an extra: pip install 'diag-lib[dask]', or set it to null"
