@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import HTML
 
-from diag_lib.evidence import Finding
+from diag_lib.evidence import FINDINGS, Finding
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,22 +144,28 @@ def answer(finding: Finding) -> HTML:
 
 
 def findings_table(findings: Iterable[Finding], caption: str = "Findings") -> HTML:
-    """Findings as a table, the most severe first: severity, answer, what was found, numbers, threshold."""
+    """Findings as a table, the most severe first: severity, what was found, numbers, threshold."""
     order = list(SEVERITY_LOOK)[::-1]
     rows = sorted(findings, key=lambda finding: order.index(finding.severity))
     if not rows:
         return callout("note", "No findings.", caption)
     body = "".join(
-        f"<tr><td>{badge(row.severity)}</td><td>{ANSWER_WORD[row.answer]}</td>"
+        f'<tr><td data-sort="{order.index(row.severity)}">{badge(row.severity)}</td>'
         f'<td class="diag-wide" style="text-align:left">{text(row.message)}<br>'
-        f"<code>{text(row.id)}</code></td>"
+        f"<small><code>{text(row.id)}</code>{text(asked(row))}</small></td>"
         f'<td class="diag-number">{text(with_interval(row.value, row.ci))}</td>'
         f'<td class="diag-number">{text(_limit(row.threshold))}</td>'
         f'<td class="diag-number">{text(number(row.n))}</td></tr>'
         for row in rows
     )
-    head = ("Severity", "Answer", "Finding", "Value [95%]", "Threshold", "n")
-    return _html(_table(caption, head, body, numeric=[False, False, False, True, True, True]))
+    head = ("Severity", "Finding", "Value [95%]", "Threshold", "n")
+    return _html(_table(caption, head, body, numeric=[False, False, True, True, True]))
+
+
+def asked(finding: Finding) -> str:
+    """`: the teacher ranks real above fake? No`; empty for a check that has no statement."""
+    statement = FINDINGS.get(finding.id)
+    return "" if statement is None else f": {statement}? {ANSWER_WORD[finding.answer]}"
 
 
 def _limit(threshold: float | None) -> str:

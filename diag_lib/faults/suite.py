@@ -102,9 +102,9 @@ def run_suite(suite: str, *, causes: Sequence[str] | None = None, seeds: int = 1
     rows.sort(key=lambda row: (row["kind"], row["case"], row["seed"]))
     figures = score(rows) | {"workers": workers, "wall_seconds": round(time.perf_counter() - started)}
     folder.write_json("faults.json", {"schema": SCHEMA, **figures, "cases": rows})
-    from diag_lib.plots import faults as pictures  # matplotlib only when there is something to draw
+    from diag_lib.faults.page import write_report  # matplotlib only when there is something to draw
 
-    pictures.write_report(rows, figures, folder)
+    write_report(rows, figures, folder)
     print("\n".join(summary(rows)))
     return 0
 

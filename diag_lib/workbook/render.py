@@ -1,6 +1,8 @@
 """What does a step look like to someone without Jupyter? One self-contained page, readable anywhere."""
 
+import base64
 import contextlib
+import hashlib
 import logging
 import re
 from functools import lru_cache
@@ -67,10 +69,22 @@ def environment() -> Environment:
     jinja.globals["css"] = Markup(  # noqa: S704 - our own file
         re.sub(r"\s*\n\s*", "\n", (TEMPLATES / "style.css").read_text(encoding="utf-8")).strip()
     )
+    script = sort_script()
+    jinja.globals["sort_script"] = Markup(script)  # noqa: S704 - our own file
+    jinja.globals["script_source"] = Markup("'sha256-{}'").format(_sha256(script))
     jinja.globals["footer"] = (
-        f"diag {__version__} · this page is one file, makes no requests and runs no scripts"
+        f"diag {__version__} · this page is one file and makes no requests; its only script sorts tables"
     )
     return jinja
+
+
+def sort_script() -> str:
+    """The one script of a page; the page's policy names it by its hash, so that no other text can run."""
+    return (TEMPLATES / "sort.js").read_text(encoding="utf-8").strip()
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def duration(seconds: float | None) -> str:

@@ -1,6 +1,6 @@
 """Is a notebook's output safe to publish? Only known harmless tags, attributes and image data pass.
 
-The report's content security policy stops scripts and requests already; this removes them from the file,
+The report's content security policy stops foreign scripts and all requests already; this removes them from the file,
 so that it stays harmless where the policy is not honoured, and adds what accessibility and phones need.
 """
 
@@ -182,6 +182,7 @@ _LINK = re.compile(r"(?:https?://|mailto:|#|[\w-]+\.html(?:#[\w.-]*)?$)")
 _BAD_STYLE = re.compile(
     r"url\s*\(|expression|position|@import|behavior|binding|\\|content\s*:|z-index|/\*", re.IGNORECASE
 )
+_SORT_KEY = re.compile(r"-?\d+(?:\.\d+)?")
 _TEXT_ATTRIBUTES = ("title", "alt", "aria-label")
 
 
@@ -246,6 +247,9 @@ def _clean_tag(tag: Tag, scrub: Callable[[str], str]) -> None:
                 del tag[attribute]
         elif attribute == "style":
             tag[attribute] = _clean_style(text)
+        elif attribute == "data-sort":
+            if not _SORT_KEY.fullmatch(text):
+                del tag[attribute]
         elif attribute in _TEXT_ATTRIBUTES:
             tag[attribute] = scrub(text)
         elif attribute not in _ATTRIBUTES and not attribute.startswith("aria-"):
