@@ -487,6 +487,28 @@ def test_a_run_that_cannot_work_is_refused_before_anything_is_written(tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_long_step_says_now_and_then_how_far_it_is(tmp_path, monkeypatch):
+    from diag_lib.workbook import run
+
+    monkeypatch.setattr(run, "TELL_SECONDS", 0.5)
+    work = """import time
+from diag_lib.progress import Bar
+with Bar(total=9, desc="training one", unit="epoch") as bar:
+    bar.update(4)
+    bar.refresh()
+    time.sleep(3)"""
+    special = {"audit": sample.notebook("audit", work, sample.evidence_cell("audit"))}
+    books, said = sample.notebooks(tmp_path / "books", **special), []
+    config = sample.settings_file(tmp_path)
+    code = workbook.run_workbook(
+        config, tmp_path / "run", steps=["symptoms", "audit"], notebooks=books, say=said.append
+    )
+    assert code == 0
+    told = [line for line in said if "training one: 4 of 9 epoch" in line]
+    assert told and all(line.startswith("[2/2] Dataset audit: ") for line in told)
+    assert all("; the run: " in line and line.endswith(" left") for line in told)  # step 1 gave the estimate
+
+
 def test_nothing_is_written_into_the_dataset(tmp_path):
     config = sample.settings_file(tmp_path)
     inside = tmp_path / "data" / "run"

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import yaml
 from markupsafe import Markup
 
-from diag_lib.display import SEVERITY_LOOK, asked, meaning, number, with_interval
+from diag_lib.display import SEVERITY_LOOK, asked, limit, meaning, number, sentence, with_interval
 from diag_lib.evidence import STEP_TITLES, STEPS, Finding, RunFolder
 from diag_lib.settings import Settings
 from diag_lib.workbook.bars import Row, bars, row
@@ -155,11 +155,15 @@ def _gates(findings: list[Finding]) -> list[dict[str, str]]:
         if found.answer == passes:
             state, kind = "Passes", "ok"
         figures = "" if found.value is None else with_interval(found.value, found.ci)
-        figures += (
-            f" (threshold {_limit(found.threshold)})" if found.threshold is not None and figures else ""
-        )
+        figures += f" (threshold {limit(found.threshold)})" if found.threshold is not None and figures else ""
         rows.append(
-            {"kind": kind, "state": state, "question": question, "message": found.message, "figures": figures}
+            {
+                "kind": kind,
+                "state": state,
+                "question": question,
+                "message": sentence(found.message),
+                "figures": figures,
+            }
         )
     return rows
 
@@ -211,14 +215,14 @@ def _difference(old: Any, new: Any) -> Any:
 
 def _arms(verdict: dict[str, Any] | None, settings: Settings | None) -> Markup | None:
     arms = _mappings(verdict, "arms")
-    limit = settings.thresholds.baseline_auc if settings else None
+    least = settings.thresholds.baseline_auc if settings else None
     rows: list[Row] = []
     for arm in arms:
         item = row(str(arm.get("id", "")), arm, "note", _arm_note(arm))
-        if limit is not None and item.ci is not None:
-            item = Row(item.name, item.value, item.ci, _side(item.ci, limit), item.note)
+        if least is not None and item.ci is not None:
+            item = Row(item.name, item.value, item.ci, _side(item.ci, least), item.note)
         rows.append(item)
-    marks = [(0.5, "chance")] + ([(limit, "the student learns")] if limit is not None else [])
+    marks = [(0.5, "chance")] + ([(least, "the student learns")] if least is not None else [])
     return bars(rows, marks) if rows else None
 
 
@@ -242,19 +246,15 @@ def _finding_rows(findings: list[Finding], hide: Scrubber) -> list[dict[str, str
                 "kind": finding.severity,
                 "word": f"{glyph} {word}",
                 "rank": str(len(order) - 1 - order.index(finding.severity)),
-                "message": hide(finding.message),
+                "message": hide(sentence(finding.message)),
                 "id": finding.id,
                 "asked": asked(finding),
                 "figures": with_interval(finding.value, finding.ci) if finding.value is not None else "",
-                "threshold": _limit(finding.threshold) if finding.threshold is not None else "",
+                "threshold": limit(finding.threshold) if finding.threshold is not None else "",
                 "n": number(finding.n) if finding.n is not None else "",
             }
         )
     return rows
-
-
-def _limit(value: float) -> str:
-    return f"{value:g}"
 
 
 def _threads(facts: dict[str, Any]) -> str:
