@@ -11,7 +11,7 @@ FILE = "DIAG_PROGRESS_FILE"
 """Environment variable: a file that always holds the bar of this process as one line (the workbook reads it)."""
 QUIET_SECONDS, LINE_SECONDS = 30.0, 60.0
 """In a log a short bar says nothing, a longer one a line this often."""
-LINE = "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt} {unit}, {elapsed} so far, about {remaining} left"
+LINE = "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt} UNITS, {elapsed} so far, about {remaining} left"
 
 
 class Bar(tqdm):  # type: ignore[type-arg,unused-ignore]
@@ -20,14 +20,15 @@ class Bar(tqdm):  # type: ignore[type-arg,unused-ignore]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if not kwargs.get("disable") and not _redrawn():
             total = kwargs.get("total", len(args[0]) if args and hasattr(args[0], "__len__") else None)
-            look = {"file": _Lines(sys.stderr), "delay": QUIET_SECONDS, "bar_format": LINE if total else None}
+            line = LINE.replace("UNITS", _units(kwargs.get("unit", "it"))) if total else None
+            look = {"file": _Lines(sys.stderr), "delay": QUIET_SECONDS, "bar_format": line}
             kwargs = {**look, "mininterval": LINE_SECONDS, "maxinterval": LINE_SECONDS, **kwargs}
         super().__init__(*args, **kwargs)
 
     def display(self, *args: Any, **kwargs: Any) -> Any:
         """Draw the bar, and note it for who watches this process."""
-        of = f" of {self.total:g}" if self.total else ""
-        _note(f"{self.desc.removesuffix(': ')}: {self.n:g}{of} {self.unit}")
+        of = f" of {self.total:.12g}" if self.total else ""
+        _note(f"{self.desc.removesuffix(': ')}: {self.n:.12g}{of} {_units(self.unit)}")
         return super().display(*args, **kwargs)
 
     def close(self) -> None:
@@ -57,6 +58,10 @@ def noted(path: Path, most: int = 100) -> str:
     except OSError:
         return ""
     return "".join(character for character in said if character.isprintable())[:most]
+
+
+def _units(unit: str) -> str:
+    return f"{unit}s" if len(unit) > 2 else unit
 
 
 def _note(line: str) -> None:

@@ -34,7 +34,7 @@ def test_a_log_gets_whole_lines_with_share_and_estimate() -> None:
     assert "\r" not in text and "\x1b" not in text
     lines = text.splitlines()
     assert 2 <= len(lines) <= 10
-    assert all(line.startswith("training bce_only: ") and " of 10 epoch, " in line for line in lines)
+    assert all(line.startswith("training bce_only: ") and " of 10 epochs, " in line for line in lines)
     assert any(" so far, about " in line for line in lines) and lines[-1].startswith(
         "training bce_only: 100 %"
     )
@@ -64,7 +64,7 @@ def test_what_a_process_does_can_be_read_while_it_does_it(tmp_path: Path, monkey
     with progress.Bar(total=4, desc="teacher pass", unit="image", file=open(os.devnull, "w")) as bar:
         bar.update(3)
         bar.refresh()
-        assert progress.noted(place) == "teacher pass: 3 of 4 image"
+        assert progress.noted(place) == "teacher pass: 3 of 4 images"
     assert progress.noted(place) == ""
     place.write_text("\x1b[31m" + "x" * 500, encoding="utf-8")
     assert progress.noted(place) == ("[31m" + "x" * 500)[:100]  # nothing commands the terminal

@@ -75,4 +75,5 @@ def _cases(rows: Sequence[dict[str, Any]], caption: str) -> HTML:
         table[column] = table[column].map(", ".join)
     words = {True: "yes", False: "no"}
     table["healthy"] = table["healthy"].map(lambda value: words.get(value, "undecided"))
+    table["seconds"] = [f"{seconds:.1f}" for seconds in table["seconds"]]
     return display.table(table.rename(columns=COLUMNS), caption)

@@ -8,7 +8,8 @@ from diag_lib.display import ANSWER_WORD, SEVERITY_LOOK, with_interval
 from diag_lib.errors import UserError
 from diag_lib.evidence import FINDINGS, SEVERITIES, Finding, RunFolder
 from diag_lib.workbook import comparing
-from diag_lib.workbook.bars import bars, row
+from diag_lib.workbook.bars import bars
+from diag_lib.workbook.bars import row as bar_row
 from diag_lib.workbook.comparing import ABSENT, Comparison
 from diag_lib.workbook.export import refuse_place
 from diag_lib.workbook.index import HOME_PAGE, hero, refresh_home, title_of
@@ -72,7 +73,8 @@ def _context(found: Comparison, place: Path) -> dict[str, Any]:
         ],
         "pictures": _pictures(found, names),
         "arms": hide.tree(found.blocks[comparing.ARMS]),
-        "gains": hide.tree(found.blocks[comparing.GAINS]),
+        # Without the column of the first run, which says "reference" in every row.
+        "gains": [[row[0], *row[2:]] for row in hide.tree(found.blocks[comparing.GAINS])],
         "findings": _findings(found.folders, hide),
         "settings": hide.tree(found.blocks[comparing.SETTINGS]),
     }
@@ -95,7 +97,7 @@ def _pictures(found: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
         rows = []
         for name, verdict in zip(names, found.verdicts, strict=True):
             raw = next((item for item in comparing.items(verdict, "arms") if item.get("id") == arm), None)
-            rows.append(row(name, raw))
+            rows.append(bar_row(name, raw))
         if any(item.value is not None for item in rows):
             pictures.append({"title": title, "bars": bars(rows)})
     return pictures

@@ -309,6 +309,7 @@ def _home_card(folder: RunFolder) -> dict[str, Any] | None:
         "hero": hero(hide.tree(verdict) if isinstance(verdict, dict) else None, state, hide),
         "done": sum(line.status == "done" for line in state.steps.values()),
         "at": state.finished,
+        "when": f"{state.finished[:16].replace('T', ' ')} UTC" if state.finished else "running",
     }
 
 
