@@ -174,7 +174,7 @@ def findings_table(findings: Iterable[Finding], caption: str = "Findings") -> HT
     body = "".join(
         f'<tr><td data-sort="{order.index(row.severity)}">{badge(row.severity)}</td>'
         f'<td class="diag-wide" style="text-align:left">{text(sentence(row.message))}<br>'
-        f"<small><code>{text(row.id)}</code>{text(asked(row))}</small></td>"
+        f"<small><code>{text(row.id)}</code> {text(asked(row))}</small></td>"
         f'<td class="diag-number">{text(with_interval(row.value, row.ci))}</td>'
         f'<td class="diag-number">{text(limit(row.threshold))}</td>'
         f'<td class="diag-number">{text(number(row.n))}</td></tr>'

@@ -14,7 +14,7 @@ QUIET_SECONDS, LINE_SECONDS = 30.0, 60.0
 LINE = "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt} UNITS, {elapsed} so far, about {remaining} left"
 
 
-class Bar(tqdm):  # type: ignore[type-arg,unused-ignore]
+class Bar(tqdm):  # type: ignore[misc,type-arg,unused-ignore]
     """`tqdm` with the same parameters; where standard error is neither a terminal nor a notebook it writes lines."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -65,6 +65,7 @@ def _outputs() -> list[nbformat.NotebookNode]:
         display.answer(finding),
         display.findings_table([finding, finding], sample.HOSTILE),
         display.table(wide, sample.HOSTILE),
+        display.table(wide, "Ruled out"),  # as a section of the overview: the export holds both
         display.facts({sample.HOSTILE: sample.HOSTILE, "long": "y" * 400}),
         display.thumbnails([pixel] * 3, [sample.HOSTILE] * 3, sample.HOSTILE),
         *(
@@ -402,6 +403,17 @@ def test_a_comparison_and_a_fault_lab_are_linked_from_the_home_page(run, browser
     page.click("main a:has-text('case')")
     assert page.url.endswith("case/index.html")
     page.context.close()
+
+
+CUT = """() => [...document.querySelectorAll('.diag-scroll')].filter(
+  e => getComputedStyle(e).overflowX !== 'visible').length"""
+
+
+def test_print_cuts_no_table_and_shows_what_a_click_would(page):
+    page.emulate_media(media="print")
+    assert page.evaluate(CUT) == 0
+    hidden = page.locator("details.card li")
+    assert all(hidden.nth(i).bounding_box()["height"] > 0 for i in range(hidden.count()))
 
 
 AXE = """async () => {

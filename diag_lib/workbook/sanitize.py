@@ -219,8 +219,14 @@ def _cleaned(markup: str, scrub: Callable[[str], str]) -> str:
 
 
 def tell_regions_apart(page: Tag) -> None:
-    """Number the regions of a page that have the same name, so that a list of them says which is which."""
-    seen: dict[str, int] = {}
+    """Number the regions of a page that have the same name, so that a list of them says which is which.
+
+    A section is a region too, named by its heading; it keeps its name.
+    """
+    headings = [
+        page.find(id=str(part["aria-labelledby"])) for part in page.select("section[aria-labelledby]")
+    ]
+    seen = dict.fromkeys((head.get_text(" ", strip=True) for head in headings if isinstance(head, Tag)), 1)
     for region in page.find_all(role="region"):
         name = str(region.get("aria-label", ""))
         seen[name] = seen.get(name, 0) + 1
