@@ -293,15 +293,25 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN RUN ...", help="Run folders, the reference first.")
     ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Also write the comparison as a page ending in .html."),
+    ] = None,
 ) -> int:
     """Compare runs: verdict, AUC, settings.
 
     \b
     diag compare reports/before reports/after
+    diag compare reports/before reports/after --out reports/before-after.html
     """
-    from diag_lib.workbook.comparing import compare as comparison
+    from diag_lib.workbook.comparing import comparison, in_text
 
-    typer.echo(comparison(runs))
+    found = comparison(runs)
+    typer.echo(in_text(found))
+    if out is not None:
+        from diag_lib.workbook.comparison_page import write_comparison
+
+        typer.echo(f"Written: {_short(write_comparison(found, out))}")
     return DONE
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import HTML
 
-from diag_lib.evidence import Finding
+from diag_lib.evidence import FINDINGS, Finding
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +31,7 @@ SEVERITY_LOOK: dict[str, tuple[str, str, str, str]] = {
     "error": ("Error", "✕", "#d03a4b", "208,58,75"),
 }
 ANSWER_WORD: dict[str, str] = {"yes": "Yes", "no": "No", "undecided": "Undecided"}
+_NUMBER = re.compile(r"[+\-−]?(?:[\d,]*\.?\d+(?:e[+\-]?\d+)?|∞) ?%?(?: \[[^\]]*\])?")
 MAX_ROWS = 200
 MAX_THUMBNAILS = 60
 THUMBNAIL_PIXELS = 160
@@ -73,11 +74,17 @@ def with_interval(value: float | None, ci: tuple[float, float] | None) -> str:
 def figure(fig: "Figure", alt: str, caption: str | None = None) -> HTML:
     """A matplotlib figure as an image with its text alternative; the figure is closed.
 
+    A figure that pictures nothing (all axes off and empty) becomes the sentences that it holds.
+
     Parameters: `alt` says what the picture shows to who cannot see it (required, not empty).
     Raises `ValueError` when `alt` is empty.
     """
     if not alt.strip():
         raise ValueError("figure: alt is empty; say in a sentence what the picture shows")
+    if not any(ax.axison or ax.has_data() for ax in fig.axes):
+        words = _words(fig)
+        _close(fig)
+        return _html("".join(f'<p class="diag-said" style="margin:1em 0">{part}</p>' for part in words))
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
     # Both sizes, so that the place is kept before the picture is there and nothing below it jumps.
@@ -92,6 +99,19 @@ def figure(fig: "Figure", alt: str, caption: str | None = None) -> HTML:
         f'<img src="data:image/png;base64,{data}" alt="{text(alt)}" width="{width}" height="{height}" '
         f'style="max-width:100%;height:auto;background:#fff;border-radius:6px">{below}</figure>'
     )
+
+
+def _words(fig: "Figure") -> list[str]:
+    """The titles of a figure with what stands below each, as escaped markup."""
+    parts = [(fig.get_suptitle(), "")]
+    for ax in fig.axes:
+        said = " ".join(item.get_text() for item in ax.texts)
+        parts.append((ax.get_title(loc="left") or ax.get_title(), said))
+    return [
+        " ".join(f"<strong>{text(title)}.</strong> {text(said)}".replace("\n", " ").split())
+        for title, said in parts
+        if title
+    ]
 
 
 def _close(fig: "Figure") -> None:
@@ -124,13 +144,15 @@ def _box(edge: str, tint: str) -> str:
 
 
 def answer(finding: Finding) -> HTML:
-    """One finding as a sentence: yes, no or undecided, the message, and the numbers that decide."""
-    _, glyph, edge, tint = SEVERITY_LOOK[finding.severity]
+    """One finding as a sentence: its severity, the message, the numbers that decide, and what was asked."""
+    word, glyph, edge, tint = SEVERITY_LOOK[finding.severity]
     details = [] if finding.value is None else [with_interval(finding.value, finding.ci)]
     if finding.threshold is not None:
-        details.append(f"threshold {finding.threshold:g}")
+        details.append(f"threshold {limit(finding.threshold)}")
     if finding.n is not None:
         details.append(f"n = {number(finding.n)}")
+    if question := asked(finding):
+        details.append(question)
     numbers = (
         f'<br><span class="diag-numbers" style="font-size:.92em">{text(" · ".join(details))}</span>'
         if details
@@ -139,31 +161,43 @@ def answer(finding: Finding) -> HTML:
     return _html(
         f'<p class="diag-answer diag-{finding.severity}" style="{_box(edge, tint)}">'
         f'<strong><span aria-hidden="true">{glyph}</span> '
-        f"{ANSWER_WORD[finding.answer]}.</strong> {text(finding.message)}{numbers}</p>"
+        f"{word}.</strong> {text(sentence(finding.message))}{numbers}</p>"
     )
 
 
 def findings_table(findings: Iterable[Finding], caption: str = "Findings") -> HTML:
-    """Findings as a table, the most severe first: severity, answer, what was found, numbers, threshold."""
+    """Findings as a table, the most severe first: severity, what was found, numbers, threshold."""
     order = list(SEVERITY_LOOK)[::-1]
     rows = sorted(findings, key=lambda finding: order.index(finding.severity))
     if not rows:
         return callout("note", "No findings.", caption)
     body = "".join(
-        f"<tr><td>{badge(row.severity)}</td><td>{ANSWER_WORD[row.answer]}</td>"
-        f'<td class="diag-wide" style="text-align:left">{text(row.message)}<br>'
-        f"<code>{text(row.id)}</code></td>"
+        f'<tr><td data-sort="{order.index(row.severity)}">{badge(row.severity)}</td>'
+        f'<td class="diag-wide" style="text-align:left">{text(sentence(row.message))}<br>'
+        f"<small><code>{text(row.id)}</code> {text(asked(row))}</small></td>"
         f'<td class="diag-number">{text(with_interval(row.value, row.ci))}</td>'
-        f'<td class="diag-number">{text(_limit(row.threshold))}</td>'
+        f'<td class="diag-number">{text(limit(row.threshold))}</td>'
         f'<td class="diag-number">{text(number(row.n))}</td></tr>'
         for row in rows
     )
-    head = ("Severity", "Answer", "Finding", "Value [95%]", "Threshold", "n")
-    return _html(_table(caption, head, body, numeric=[False, False, False, True, True, True]))
+    head = ("Severity", "Finding", "Value [95%]", "Threshold", "n")
+    return _html(_table(caption, head, body, numeric=[False, False, True, True, True]))
 
 
-def _limit(threshold: float | None) -> str:
-    return "–" if threshold is None else f"{threshold:g}"
+def asked(finding: Finding) -> str:
+    """`Asked: the teacher ranks real above fake? No.`; empty for a check that has no statement."""
+    statement = FINDINGS.get(finding.id)
+    return "" if statement is None else f"Asked: {statement}? {ANSWER_WORD[finding.answer]}."
+
+
+def sentence(message: str) -> str:
+    """The message with a capital where it begins with a plain word (a name with dots or signs stays as it is)."""
+    return message[:1].upper() + message[1:] if re.match(r"[a-z]+[ ,]", message) else message
+
+
+def limit(threshold: float | None) -> str:
+    """A threshold to four digits."""
+    return "–" if threshold is None else f"{threshold:.4g}"
 
 
 def badge(severity: str) -> str:
@@ -177,12 +211,17 @@ def badge(severity: str) -> str:
 
 
 def table(df: "pd.DataFrame", caption: str, max_rows: int = MAX_ROWS) -> HTML:
-    """A data frame as a table, its index only where it is named; at most `max_rows` rows, and it says so."""
+    """A data frame as a table, its index only where it is named; at most `max_rows` rows, and it says so.
+
+    Underscores of column names become spaces, truth values yes and no; an empty frame is said, not drawn.
+    """
+    if df.empty:
+        return _html(f'<p class="diag-said" style="margin:1em 0"><strong>{text(caption)}:</strong> none.</p>')
     shown = df.head(max_rows)
     if df.index.name or df.index.nlevels > 1:
         shown = shown.reset_index()
-    head = [str(column) for column in shown.columns]
-    numeric = [str(kind).startswith(("int", "float", "Int", "Float", "uint")) for kind in shown.dtypes]
+    head = [str(column).replace("_", " ") for column in shown.columns]
+    numeric = [_is_numeric(shown.iloc[:, place]) for place in range(shown.shape[1])]
     body = "".join(
         "<tr>" + "".join(_cell(value, right) for value, right in zip(row, numeric, strict=True)) + "</tr>"
         for row in shown.itertuples(index=False, name=None)
@@ -192,8 +231,18 @@ def table(df: "pd.DataFrame", caption: str, max_rows: int = MAX_ROWS) -> HTML:
     return _html(_table(caption, head, body, numeric))
 
 
+def _is_numeric(column: "pd.Series") -> bool:
+    """Numbers, or texts that all say a number (with an interval or a per cent sign) where they say anything."""
+    if str(column.dtype).startswith(("int", "float", "Int", "Float", "uint")):
+        return True
+    said = [str(value).strip() for value in column if str(value).strip() not in ("", "–")]
+    return bool(said) and all(_NUMBER.fullmatch(value) for value in said)
+
+
 def _cell(value: Any, right: bool) -> str:
     plain = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+    if isinstance(plain, bool):
+        plain = "yes" if plain else "no"
     kind = ' class="diag-number"' if right else ' style="text-align:left"'
     return f"<td{kind}>{text(number(plain))}</td>"
 

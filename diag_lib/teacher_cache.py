@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from diag_lib import models
 from diag_lib.device_memory import Portion, forward_in_parts
@@ -32,6 +31,7 @@ from diag_lib.losses import LogitScale
 from diag_lib.map_store import MISSING, MapStore
 from diag_lib.models import PatchModel, build_teacher, pool, state_sha
 from diag_lib.models.folding import folded
+from diag_lib.progress import Bar
 from diag_lib.settings import PoolingSettings, Settings
 from diag_lib.user_code import module_files
 
@@ -202,7 +202,7 @@ class TeacherMaps:
         kind = self.device.type
         batch = max(1, min(MOST_IMAGES[kind], BATCH_IMAGES[kind] * 256**2 // side**2))
         flush = max(1, FLUSH_ROWS // batch) * batch
-        with tqdm(total=len(index), desc="teacher pass", unit="image", disable=not self.progress) as bar:
+        with Bar(total=len(index), desc="teacher pass", unit="image", disable=not self.progress) as bar:
             for start in range(0, len(index), flush):
                 part = slice(start, start + flush)
                 some, seen = index[part], view[part]

@@ -1,6 +1,7 @@
-"""The pages in a real browser, network cut: no request, no script, no sideways scrolling, readable in the dark."""
+"""The pages in a real browser, network cut: nothing fetched or run, no sideways scrolling, readable in the dark."""
 
 import os
+import zipfile
 from pathlib import Path
 
 import axe_core
@@ -10,8 +11,11 @@ import sample_run as sample
 
 from diag_lib import workbook
 from diag_lib.evidence import STEPS, Evidence, Finding, RunFolder
+from diag_lib.faults.page import write_report
 from diag_lib.settings import Settings
 from diag_lib.workbook import index, render
+from diag_lib.workbook.comparing import comparison
+from diag_lib.workbook.comparison_page import write_comparison
 from diag_lib.workbook.state import RunState, StepState
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -54,13 +58,14 @@ def _outputs() -> list[nbformat.NotebookNode]:
     ax.plot([0, 1], [0, 1], color=style.STUDENT)
     style.finding_title(ax, "The student follows " + sample.HOSTILE)
     finding = Finding("teacher.auc", "error", "no", sample.HOSTILE, 0.5, (0.4, 0.6), 0.55, 100)
-    wide = pd.DataFrame({f"column {i} {sample.HOSTILE}": ["x" * 30] for i in range(12)})
+    wide = pd.DataFrame({f"column {i} {sample.HOSTILE}": ["x" * 30, sample.HOSTILE] for i in range(12)})
     pixel = np.zeros((8, 8, 3), dtype=np.uint8)
     ours = [
         display.figure(fig, alt=sample.HOSTILE, caption=sample.HOSTILE),
         display.answer(finding),
-        display.findings_table([finding], sample.HOSTILE),
+        display.findings_table([finding, finding], sample.HOSTILE),
         display.table(wide, sample.HOSTILE),
+        display.table(wide, "Ruled out"),  # as a section of the overview: the export holds both
         display.facts({sample.HOSTILE: sample.HOSTILE, "long": "y" * 400}),
         display.thumbnails([pixel] * 3, [sample.HOSTILE] * 3, sample.HOSTILE),
         *(
@@ -119,12 +124,45 @@ def run(tmp_path_factory) -> RunFolder:
     index.write_index(folder, state, settings)
     state.save(folder)
     render.refresh_navigation(folder, state)
-    index.write_home(folder)
     workbook.export_single_file(folder.root, folder.root / "export.html")
+    other = RunFolder(folder.root.parent / f"other {sample.HOSTILE.replace('/', '')}").create()
+    other.write_text("settings.yaml", changed.to_yaml())
+    other.write_json("verdict.json", sample.verdict(healthy=True, causes=[], summary=sample.HOSTILE))
+    RunState(sample.HOSTILE).save(other)
+    index.write_index(other, RunState.load(other), changed)
+    write_comparison(comparison([folder.root, other.root]), folder.root.parent / "both.html")
+    write_report(
+        _lab(), {"right_first": 0.5, "controls": 1}, RunFolder(folder.root.parent / "faults").create()
+    )
     return folder
 
 
-PAGES = ("index.html", "02_teacher.html", "03_logits.html", "export.html", "../index.html")
+def _lab() -> list[dict[str, object]]:
+    """Rows of a fault lab: one right, one wrong, one that did no harm, one control."""
+    cases = [
+        ("leakage", ["leakage"], True),
+        ("capacity", ["<img src=x onerror=hit()>"], True),
+        ("lr", [], False),
+    ]
+    common = {"seed": 201, "status": "likely", "healthy": False, "seconds": 12.5, "all_named": False}
+    rows = [
+        {"case": case, "kind": "fault", "expected": [case], "named": named, "first_right": case in named}
+        | {"harm": {"kills": kills}}
+        for case, named, kills in cases
+    ]
+    rows.append({"case": "quiet", "kind": "control", "expected": [], "named": [], "first_right": False})
+    return [{**common, **each} for each in rows]
+
+
+PAGES = (
+    "index.html",
+    "02_teacher.html",
+    "03_logits.html",
+    "export.html",
+    "../index.html",
+    "../both.html",
+    "../faults/index.html",
+)
 
 
 @pytest.fixture(params=PAGES)
@@ -143,9 +181,10 @@ def test_pages_request_nothing_and_run_nothing(page):
     page.wait_for_timeout(300)
     assert [url for url in page.requested if not url.startswith(("file:", "data:"))] == []
     assert len([url for url in page.requested if url.startswith("file:")]) == 1
-    # The policy forbids scripts in the page; the debugger's own context shows what they would have left.
+    # The policy forbids foreign scripts; the debugger's own context shows what they would have left.
     assert page.evaluate("window.hacked") is None
-    assert page.evaluate("document.querySelectorAll('script, iframe, object, link, form').length") == 0
+    assert page.evaluate("document.querySelectorAll('iframe, object, link, form').length") == 0
+    assert page.evaluate("[...document.scripts].map(s => s.textContent)") == [render.sort_script()]
 
 
 def test_every_picture_has_a_description_and_the_page_has_landmarks(page):
@@ -218,6 +257,163 @@ def test_links_between_pages_lead_somewhere(run, browser):
     page.click("a.home")
     assert page.url.endswith("index.html")
     context.close()
+
+
+def _opened(browser, url: str, **how):
+    page = browser.new_context(offline=True, viewport={"width": 1200, "height": 900}, **how).new_page()
+    page.goto(url)
+    return page
+
+
+def test_the_policy_runs_the_sorting_and_no_other_script(run, browser, tmp_path):
+    """Even markup that no cleaning has seen: the page's own policy holds."""
+    text = (run.root / "02_teacher.html").read_text(encoding="utf-8")
+    hostile = (
+        sample.HOSTILE + "<svg onload='window.hacked=1'></svg><a href='javascript:window.hacked=1'>go</a>"
+    )
+    (tmp_path / "page.html").write_text(text.replace("<article", hostile + "<article", 1), encoding="utf-8")
+    page = _opened(browser, (tmp_path / "page.html").as_uri())
+    page.click("text=go")
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.scripts.length") == 2
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("th button").count() > 0
+    page.context.close()
+
+
+MISSING = "–"
+COLUMNS = {
+    "with interval": ["0.51 [0.47, 0.55]", MISSING, "-0.20 [-0.30, -0.10]", "0.098", "+1e-3"],
+    "grouped": ["1,234", "987", MISSING, "12,345,678", "−3"],
+    "per cent": ["12 %", "9%", "100 %", "", "9.5 %"],
+    "named": ["arm 10", "arm 9", "Arm 1", MISSING, "<b>bold</b>"],
+    "mixed": ["3 seeds", "<0.001", "none of it", "∞", "nan"],
+}
+ASCENDING = {
+    "with interval": ["-0.20 [-0.30, -0.10]", "+1e-3", "0.098", "0.51 [0.47, 0.55]", MISSING],
+    "grouped": ["−3", "987", "1,234", "12,345,678", MISSING],
+    "per cent": ["9%", "9.5 %", "12 %", "100 %", ""],
+    "named": ["<b>bold</b>", "Arm 1", "arm 9", "arm 10", MISSING],
+    "mixed": ["<0.001", "3 seeds", "∞", "none of it", "nan"],
+}
+DESCENDING = {
+    "with interval": ["0.51 [0.47, 0.55]", "0.098", "+1e-3", "-0.20 [-0.30, -0.10]", MISSING],
+    "mixed": ["∞", "3 seeds", "<0.001", "none of it", "nan"],
+}
+
+
+@pytest.fixture(scope="module")
+def table_page(tmp_path_factory) -> Path:
+    """A step's page with the table of `COLUMNS` under a hostile caption."""
+    import pandas as pd
+
+    from diag_lib import display
+
+    folder = RunFolder(tmp_path_factory.mktemp("tables") / "run").create()
+    made = sample.notebook("teacher", "## Numbers", "table")
+    shown = display.table(pd.DataFrame(COLUMNS), sample.HOSTILE)
+    # Headings of two lines, as they stand in narrow windows.
+    wide = display.table(
+        pd.DataFrame({f"a heading of many words {i}": ["x" * 20, "y"] for i in range(9)}), "Wide"
+    )
+    made.cells[-1].outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": part.data}) for part in (shown, wide)
+    ]
+    (folder.root / "notebooks").mkdir()
+    nbformat.write(made, folder.root / "notebooks" / "02_teacher.ipynb")
+    state = RunState("run")
+    state.steps["teacher"] = StepState("done", 1.0)
+    path = render.write_page(folder, state, "teacher", Settings())
+    index.write_index(folder, state, Settings())
+    return path
+
+
+def _column(page, name: str) -> list[str]:
+    at = list(COLUMNS).index(name) + 1
+    return page.locator(f"main table >> nth=0 >> tbody tr td:nth-child({at})").all_inner_texts()
+
+
+def test_tables_sort_numbers_as_numbers_and_keep_missing_last(table_page, browser):
+    page = _opened(browser, table_page.as_uri())
+    for name, expected in ASCENDING.items():
+        heading = page.locator("main th", has_text=name)
+        heading.locator("button").click()
+        assert heading.get_attribute("aria-sort") == "ascending"
+        assert page.locator("[aria-sort]").count() == 1
+        assert _column(page, name) == expected
+        heading.locator("button").click()
+        assert heading.get_attribute("aria-sort") == "descending"
+        assert _column(page, name) == DESCENDING.get(name, [*expected[-2::-1], expected[-1]])
+        heading.locator("button").click()
+        assert heading.get_attribute("aria-sort") is None
+        assert _column(page, name) == COLUMNS[name]  # as it was written
+    page.context.close()
+
+
+def test_tables_sort_by_the_keyboard(table_page, browser):
+    page = _opened(browser, table_page.as_uri())
+    heading = page.locator("main th", has_text="grouped")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if heading.locator("button:focus").count():
+            break
+    page.keyboard.press("Enter")
+    assert _column(page, "grouped") == ASCENDING["grouped"]
+    page.keyboard.press("Space")
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert heading.locator("button:focus").count() == 1  # the focus stays where it was
+    page.context.close()
+
+
+BOXES = """() => [...document.querySelectorAll('main *:not(th button)')].map(e => {
+  const b = e.getBoundingClientRect(); return [e.tagName, b.x, b.y, b.width, b.height].join(' '); })"""
+
+
+@pytest.mark.parametrize("width", [390, 700, 1200])
+def test_the_script_moves_nothing_and_the_page_is_whole_without_it(table_page, browser, width):
+    found = []
+    for script in (False, True):
+        page = _opened(browser, table_page.as_uri(), java_script_enabled=script)
+        page.set_viewport_size({"width": width, "height": 900})
+        assert (page.locator("th button").count() > 0) == script
+        assert _column(page, "grouped") == COLUMNS["grouped"]
+        found.append(page.evaluate(BOXES))
+        page.context.close()
+    assert found[0] == found[1]
+
+
+def test_tables_sort_in_exports_too(run, browser, tmp_path):
+    """Rewriting a page for an export keeps the script to the byte, or its hash would not hold."""
+    workbook.export_single_file(run.root, tmp_path / "out.zip")
+    workbook.export_single_file(run.root, tmp_path / "out.html")
+    zipfile.ZipFile(tmp_path / "out.zip").extractall(tmp_path)
+    for name in ("out.html", "out/index.html", "out/02_teacher.html"):
+        page = _opened(browser, (tmp_path / name).as_uri())
+        assert page.locator("th button").count() > 0, name
+        page.context.close()
+
+
+def test_a_comparison_and_a_fault_lab_are_linked_from_the_home_page(run, browser):
+    page = _opened(browser, (run.root.parent / "index.html").as_uri())
+    for words in ("Comparison", "Fault lab"):
+        page.click(f"main a:has-text('{words}')")
+        assert page.locator("h1").count() == 1
+        page.go_back()
+    page.click("main a:has-text('Comparison')")
+    page.click("main a:has-text('case')")
+    assert page.url.endswith("case/index.html")
+    page.context.close()
+
+
+CUT = """() => [...document.querySelectorAll('.diag-scroll')].filter(
+  e => getComputedStyle(e).overflowX !== 'visible').length"""
+
+
+def test_print_cuts_no_table_and_shows_what_a_click_would(page):
+    page.emulate_media(media="print")
+    assert page.evaluate(CUT) == 0
+    hidden = page.locator("details.card li")
+    assert all(hidden.nth(i).bounding_box()["height"] > 0 for i in range(hidden.count()))
 
 
 AXE = """async () => {

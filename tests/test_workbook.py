@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from diag_lib import workbook
+from diag_lib import resources, workbook
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS, Evidence, Finding, RunFolder
 from diag_lib.settings import Settings, load
@@ -131,6 +131,21 @@ def _assert_harmless(markup: str) -> None:
             if name == "style":
                 assert "url(" not in value
                 assert "position" not in value
+
+
+def test_a_page_leaves_out_how_to_install_but_its_notebook_says_it(tmp_path):
+    book = nbformat.read(resources.notebooks_dir() / "02_teacher.ipynb", 4)
+    assert "pip install" in book.cells[0].source
+    folder = RunFolder(tmp_path / "run").create()
+    (folder.root / "notebooks").mkdir()
+    nbformat.write(book, folder.root / "notebooks" / "02_teacher.ipynb")
+    page = render.write_page(folder, RunState("run"), "teacher", None).read_text(encoding="utf-8")
+    assert "pip install" not in page and "Writes" in page and "The question" in page
+
+
+def test_cleaning_keeps_sort_keys_that_are_numbers():
+    assert 'data-sort="3"' in clean('<table><tr><td data-sort="3">x</td></tr></table>')
+    assert "data-sort" not in clean("<table><tr><td data-sort='x\"'>x</td></tr></table>")
 
 
 @pytest.mark.parametrize("markup", HARMFUL)
@@ -288,7 +303,7 @@ def test_overview_escapes_every_text_of_verdict_and_evidence(tmp_path):
     finding = Finding("teacher.auc", "error", "no", sample.HOSTILE, 0.5)
     page = index.write_index(_folder(tmp_path, hostile, [finding]), RunState(sample.HOSTILE), None)
     tags = _Seen(page.read_text(encoding="utf-8")).tags
-    assert not [tag for tag, _ in tags if tag in ("script", "img")]
+    assert [tag for tag, _ in tags if tag in ("script", "img")] == ["script"]  # the one that sorts
     assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
 
 
@@ -417,6 +432,46 @@ def test_compare_shows_verdicts_arms_and_only_the_settings_that_differ(tmp_path)
     assert "training.lr_s1" not in lines
 
 
+def test_compare_writes_a_page_of_the_same_content(tmp_path, capsys):
+    from diag_lib.cli import main
+
+    runs = []
+    for name, seed, verdict, answer in (
+        ("before", 1, sample.verdict(), "no"),
+        ("after <b>", 2, sample.verdict(healthy=True, causes=[], summary=f"Learns {tmp_path}/x."), "yes"),
+    ):
+        folder = RunFolder(tmp_path / "reports" / name).create()
+        overrides = {"training.seed": seed, "dataset.root": str(tmp_path / f"data{seed}")}
+        folder.write_text("settings.yaml", Settings().with_overrides(overrides).to_yaml())
+        folder.write_json("verdict.json", verdict)
+        finding = Finding("baseline.auc", "ok" if answer == "yes" else "error", answer, "m", 0.7, (0.6, 0.8))
+        folder.write_evidence(Evidence("baseline", [finding]))
+        runs.append(str(folder.root))
+    assert main(["compare", *runs]) == 0
+    text = capsys.readouterr().out
+    out = tmp_path / "reports" / "both.html"
+    assert main(["compare", *runs, "--out", str(out)]) == 0
+    assert capsys.readouterr().out.startswith(text)  # the page comes on top of the terminal's table
+    page = out.read_text(encoding="utf-8")
+    for shown in ("Teacher domain shift", "Healthy", "0.98 [0.97, 0.99]", "training.seed", "baseline.auc"):
+        assert shown in page
+    assert "training.lr_s1" not in page
+    assert "after &lt;b&gt;" in page and "<b>" not in page
+    assert str(tmp_path) not in page and "No paired difference" in page
+    home = (tmp_path / "reports" / "index.html").read_text(encoding="utf-8")
+    assert 'href="both.html"' in home and "Comparison: before, after &lt;b&gt;" in home
+    (tmp_path / "data1").mkdir()
+    for place in (
+        "both.pdf",
+        "index.html",
+        str(Path(runs[0]) / "02_teacher.html"),
+        "none/x.html",
+        "data1/x.html",
+    ):
+        assert main(["compare", *runs, "--out", str(tmp_path / place)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 def _arm(folder: RunFolder, scores: list[float]) -> None:
     """A finished arm `bce_only` with these validation scores: real, fake, real, fake, ..."""
     place = folder.arm_dir("bce_only")
@@ -485,6 +540,28 @@ def test_a_run_that_cannot_work_is_refused_before_anything_is_written(tmp_path, 
     with pytest.raises(UserError, match=says):
         workbook.run_workbook(config, tmp_path / "run", overrides=overrides, steps=steps)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_long_step_says_now_and_then_how_far_it_is(tmp_path, monkeypatch):
+    from diag_lib.workbook import run
+
+    monkeypatch.setattr(run, "TELL_SECONDS", 0.5)
+    work = """import time
+from diag_lib.progress import Bar
+with Bar(total=9, desc="training one", unit="epoch") as bar:
+    bar.update(4)
+    bar.refresh()
+    time.sleep(3)"""
+    special = {"audit": sample.notebook("audit", work, sample.evidence_cell("audit"))}
+    books, said = sample.notebooks(tmp_path / "books", **special), []
+    config = sample.settings_file(tmp_path)
+    code = workbook.run_workbook(
+        config, tmp_path / "run", steps=["symptoms", "audit"], notebooks=books, say=said.append
+    )
+    assert code == 0
+    told = [line for line in said if "training one: 4 of 9 epochs" in line]
+    assert told and all(line.startswith("[2/2] Dataset audit: ") for line in told)
+    assert all("; the run: " in line and line.endswith(" left") for line in told)  # step 1 gave the estimate
 
 
 def test_nothing_is_written_into_the_dataset(tmp_path):
@@ -564,7 +641,7 @@ def test_steps_share_this_interpreter_but_no_state(failing_run):
 
 
 @pytest.mark.slow
-def test_no_page_shows_a_path_or_runs_a_script(failing_run):
+def test_no_page_shows_a_path_or_runs_a_foreign_script(failing_run):
     pages = sorted(failing_run["out"].glob("*.html"))
     assert len(pages) == 8
     for page in pages:
@@ -572,7 +649,8 @@ def test_no_page_shows_a_path_or_runs_a_script(failing_run):
         for place in (str(failing_run["base"]), str(Path.home()) + "/", sys.prefix, "/tmp/"):
             assert place not in html, (page.name, place)
         tags = _Seen(html).tags
-        assert not [tag for tag, _ in tags if tag in ("script", "iframe", "link")]
+        assert [tag for tag, _ in tags if tag in ("script", "iframe", "link")] == ["script"]
+        assert f"<script>{render.sort_script()}</script>" in html  # ours
         assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
         assert page.stat().st_size < 60_000
 

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
 from diag_lib.audit import jpeg, spectrum
 from diag_lib.errors import UserError
@@ -23,6 +22,7 @@ from diag_lib.images.decode import Decoded, DecodeError, Pixels, decode_bytes, n
 from diag_lib.images.readability import identities, write_parquet
 from diag_lib.images.store import parallel
 from diag_lib.images.views import fit, path_keys
+from diag_lib.progress import Bar
 
 SCAN_VERSION = 2
 SAMPLE = 2000
@@ -130,7 +130,7 @@ def over_files(
     """
     chosen = _chosen_jobs()
     if chosen is None and (len(files) < IN_PROCESS or workers <= 1):
-        shown = tqdm(files, desc=title, unit="image", disable=not title, leave=False)
+        shown = Bar(files, desc=title, unit="image", disable=not title, leave=False)
         return parallel(lambda each: work(*each), shown, workers)
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -139,7 +139,7 @@ def over_files(
     results = Parallel(n_jobs=workers if chosen is None else chosen, return_as="generator")(
         delayed(_chunk)(work, chunk) for chunk in chunks
     )
-    shown = tqdm(results, desc=title, total=len(chunks), unit="chunk", disable=not title, leave=False)
+    shown = Bar(results, desc=title, total=len(chunks), unit="chunk", disable=not title, leave=False)
     try:
         return [row for rows in shown for row in rows]
     except Exception as error:

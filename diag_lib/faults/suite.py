@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-from tqdm import tqdm
 
 from diag_lib import training
 from diag_lib.distillation import FEW
@@ -29,6 +27,7 @@ from diag_lib.faults.inject import FAULTS, PLAIN_SGD, Fault, Overrides, alone, c
 from diag_lib.faults.loops import reported_auc
 from diag_lib.faults.scoring import score, summary
 from diag_lib.map_store import locked
+from diag_lib.progress import Bar
 from diag_lib.settings import Settings, load
 from diag_lib.statistics import Auc, auc_difference_unpaired
 from diag_lib.workbook.fingerprint import code_version
@@ -98,13 +97,13 @@ def run_suite(suite: str, *, causes: Sequence[str] | None = None, seeds: int = 1
     workers, started = min(len(cases), os.cpu_count() or 1), time.perf_counter()
     jobs = (joblib.delayed(_kept)(case, folder.root / "cases") for case in cases)
     done = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(jobs)
-    rows = list(tqdm(done, total=len(cases), desc="cases", file=sys.stderr))
+    rows = list(Bar(done, total=len(cases), desc="cases", unit="case"))
     rows.sort(key=lambda row: (row["kind"], row["case"], row["seed"]))
     figures = score(rows) | {"workers": workers, "wall_seconds": round(time.perf_counter() - started)}
     folder.write_json("faults.json", {"schema": SCHEMA, **figures, "cases": rows})
-    from diag_lib.plots import faults as pictures  # matplotlib only when there is something to draw
+    from diag_lib.faults.page import write_report  # matplotlib only when there is something to draw
 
-    pictures.write_report(rows, figures, folder)
+    write_report(rows, figures, folder)
     print("\n".join(summary(rows)))
     return 0
 

@@ -17,11 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from diag_lib.errors import UserError
 from diag_lib.images import cache, manifest, shards
 from diag_lib.images.sources import printable, stat_of
+from diag_lib.progress import Bar
 from diag_lib.settings import Settings
 
 FOLDER = "remote"
@@ -288,7 +287,7 @@ def _bring_up_to_date(
     cache.require_space(home, total - kept, "copying")
     described = f"copying {len(missing):,} remote files"
     with (
-        tqdm(total=total, initial=kept, desc=described, unit="B", unit_scale=True) as bar,
+        Bar(total=total, initial=kept, desc=described, unit="B", unit_scale=True) as bar,
         ThreadPoolExecutor(WORKERS) as pool,
     ):
         waiting = iter(missing)

@@ -10,10 +10,8 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from diag_lib.errors import UserError
 from diag_lib.images import cache, growth, manifest
@@ -24,6 +22,7 @@ from diag_lib.images.samples import Sample
 from diag_lib.images.shards import Shard, find_shards
 from diag_lib.images.sources import Entry, printable, shown_path, split_names, stat_of
 from diag_lib.images.tar_shards import read_tar
+from diag_lib.progress import Bar
 from diag_lib.settings import Settings
 
 FOLDER = "unpacked"
@@ -88,7 +87,7 @@ def _unpacked(home: Path, shards: Sequence[Shard]) -> list[pd.DataFrame]:
     missing = [shard for shard, rows in zip(shards, known, strict=True) if rows is None]
     total = sum(max(0, stat_of(str(shard.file))[0]) for shard in missing)
     cache.require_space(home, total, "unpacking")
-    with tqdm(total=total, desc="unpacking images", unit="B", unit_scale=True, disable=not missing) as bar:
+    with Bar(total=total, desc="unpacking images", unit="B", unit_scale=True, disable=not missing) as bar:
         return [
             _unpack(home, shard, bar) if rows is None else rows
             for shard, rows in zip(shards, known, strict=True)
@@ -107,7 +106,7 @@ def _done(home: Path, shard: Shard) -> pd.DataFrame | None:
     return rows if sizes == files["size"].tolist() else None
 
 
-def _unpack(home: Path, shard: Shard, bar: "tqdm[Any]") -> pd.DataFrame:
+def _unpack(home: Path, shard: Shard, bar: Bar) -> pd.DataFrame:
     folder = home / safe_name(shard.name)
     folder.mkdir(parents=True, exist_ok=True)
     _list_of(folder).unlink(missing_ok=True)

@@ -274,7 +274,7 @@ def _said(message: str) -> Figure:
     """Nothing to picture: the sentence alone."""
     figure, ax = style.new_figure(width=11, height=0.9)
     ax.set_axis_off()
-    style.finding_title(figure, _sentence(message))
+    style.finding_title(figure, _sentence(message, 400))
     return figure
 
 

@@ -8,7 +8,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from diag_lib.plots import style
 from diag_lib.probes.balance import Balance, Choice, Terms, headline, percent, rounded, share
 
-DISTILL, TASK = style.TEACHER, style.FAKE
+DISTILL, TASK = style.TEACHER, style.STUDENT
 EDGE = 0.0005  # where alphas of 0 and 1 are drawn
 TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 LINES = {"loss": "-", "gradient": (0, (4, 2))}

@@ -13,13 +13,14 @@ from diag_lib.probes.compare import rows
 
 CURVES = (STATUS_QUO, BCE_ONLY, "alpha_0.01", "standardized")
 SPACING = 1.25
+# None of the colours that mean a class or a model; indigo and olive are Tol's.
 ARM_COLOURS = {
     STATUS_QUO: style.BAD,
-    BCE_ONLY: style.REAL,
-    "standardized": style.TEACHER,
+    BCE_ONLY: "#332288",
+    "standardized": "#999933",
     "centered": "#E69F00",
     "robust": "#56B4E9",
-    "unfrozen": style.STUDENT,
+    "unfrozen": "#117733",
 }
 
 

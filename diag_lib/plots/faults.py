@@ -6,44 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from diag_lib import display
-from diag_lib.evidence import RunFolder
 from diag_lib.plots import style
 
 NOTHING = "(nothing)"
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'none'">
-<title>Fault lab</title><style>body{{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;
-padding:0 1rem;color-scheme:light dark}}
-img{{max-width:100%}} table{{border-collapse:collapse;display:block;overflow-x:auto}}
-th,td{{text-align:left;padding:.25em .7em;border-bottom:1px solid #8885}}</style></head>
-<body><main><h1>Fault lab</h1>{body}</main></body></html>
-"""
-
-
 CONTROLS = "(healthy controls)"
-
-SCORE: dict[str, str] = {
-    "right_first": "right cause first",
-    "right_first_ci": "its 95% interval over faults",
-    "causes_per_case": "causes named a fault",
-    "proof_rate": "established verdicts with a significant proof",
-    "compound_both": "two faults at once: both named",
-    "controls": "healthy controls",
-    "false_alarms": "false alarms on them",
-    "controls_called_healthy": "called healthy",
-    "killing": "injections that do harm",
-    "median_seconds": "median seconds of a case",
-    "workers": "cases side by side",
-    "wall_seconds": "seconds for all",
-}
-"""What the page says of the figures of `faults.json`."""
 
 
 @style.styled
@@ -52,7 +21,7 @@ def confusion(rows: Sequence[dict[str, Any]]) -> Figure:
 
     Injections that did no harm are left out, as they are from the score.
     """
-    scored = [row for row in rows if not _harmless(row)]
+    scored = [row for row in rows if not harmless(row)]
     injected = [CONTROLS if row["kind"] == "control" else row["case"] for row in scored]
     named = [row["named"][0] if row["named"] else NOTHING for row in scored]
     table = pd.crosstab(pd.Series(injected, name="injected"), pd.Series(named, name="named first"))
@@ -73,7 +42,8 @@ def confusion(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _harmless(row: dict[str, Any]) -> bool:
+def harmless(row: dict[str, Any]) -> bool:
+    """Whether an injection did no harm, and is not scored."""
     return row["kind"] == "fault" and not row["harm"]["kills"]
 
 
@@ -82,36 +52,4 @@ def missed(row: dict[str, Any]) -> bool:
     if row["kind"] == "control":
         return bool(row["named"])
     right = row["all_named"] if row["kind"] == "compound" else row["first_right"]
-    return not _harmless(row) and not right
-
-
-def write_report(rows: Sequence[dict[str, Any]], figures: dict[str, Any], folder: RunFolder) -> None:
-    """Write `confusion.png` and the page `index.html` below the folder."""
-    picture = confusion(rows)
-    picture.savefig(folder.root / "confusion.png")
-    described = "; ".join(f"{row['case']}: {', '.join(row['named']) or 'nothing'}" for row in rows)
-    shown = {said: _figure(figures.get(name)) for name, said in SCORE.items()}
-    parts = [
-        display.facts(shown, "Score"),
-        display.figure(picture, alt=f"Injected fault against first named cause. {described}"),
-        _cases([row for row in rows if missed(row)], "Missed, and false alarms"),
-        _cases([row for row in rows if _harmless(row)], "Injections that did no harm: not scored"),
-        _cases(rows, "Every case"),
-    ]
-    folder.write_text("index.html", _PAGE.format(body="".join(str(part.data) for part in parts)))
-
-
-def _figure(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"[{value[0]:.2f}, {value[1]:.2f}]"
-    return display.number(value)
-
-
-def _cases(rows: Sequence[dict[str, Any]], caption: str) -> HTML:
-    if not rows:
-        return display.callout("ok", "None.", caption)
-    columns = ["case", "seed", "kind", "expected", "named", "status", "healthy", "seconds"]
-    table = pd.DataFrame(rows)[columns]
-    for column in ("expected", "named"):
-        table[column] = table[column].map(", ".join)
-    return display.table(table, caption)
+    return not harmless(row) and not right

@@ -41,7 +41,7 @@ def card(gallery: Gallery, image: int, cell: tuple[int, int]) -> Figure:
         ax.set_box_aspect(height / width)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
-    style.finding_title(figure, "Patch logits: orange towards real, purple towards fake")
+    style.finding_title(figure, "Patch logits: blue towards real, orange towards fake")
     return figure
 
 

@@ -162,7 +162,7 @@ def gradients(result: LogitsResult) -> Figure:
         (axes[0].plot(table["epoch"], table[name], "o-", color=colour, markersize=3)[0], label)
         for name, colour, label in (
             ("distill", style.TEACHER, "distillation"),
-            ("task", style.FAKE, "labels (BCE)"),
+            ("task", style.STUDENT, "labels (BCE)"),
         )
     ]
     axes[0].set_yscale("log")
@@ -232,7 +232,7 @@ def maps(result: LogitsResult) -> Figure:
     for row, name in enumerate(("picture", "teacher", "student")):
         axes[row, 0].set_ylabel(name, color=style.MODEL_COLOURS.get(name, style.INK))
     style.finding_title(
-        figure, "What each patch says: orange towards real, purple towards fake, around each row's own middle"
+        figure, "What each patch says: blue towards real, orange towards fake, around each row's own middle"
     )
     return figure
 

@@ -16,6 +16,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
@@ -45,7 +46,8 @@ SERIES: tuple[str, ...] = (
     "#882255",
 )
 SEQUENTIAL = "cividis"
-DIVERGING = "PuOr"
+DIVERGING = LinearSegmentedColormap.from_list("real-fake", ["#003a5d", REAL, "#f5f5f5", FAKE, "#6e3000"])
+"""Of values around 0: towards real in the colour of real images, towards fake in that of fake ones."""
 
 Kind = Literal["good", "bad", "neutral"]
 KIND_COLOURS: dict[str, str] = {"good": GOOD, "bad": BAD, "neutral": NEUTRAL}
@@ -157,8 +159,8 @@ def finding_title(target: Axes | Figure, text: str, subtitle: str | None = None)
     """Title = the sentence a reader should take away; it wraps to the width of its axes or figure."""
     with context():
         if isinstance(target, Figure):
-            lines = _wrapped(text, target.get_figwidth(), 10.8)
-            lines = f"{lines}\n{_wrapped(subtitle, target.get_figwidth(), 10.8)}" if subtitle else lines
+            lines = _wrapped(text, target.get_figwidth(), 9.6)
+            lines = f"{lines}\n{_wrapped(subtitle, target.get_figwidth(), 9.6)}" if subtitle else lines
             title = target.suptitle(lines, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
         else:
             whole = target.get_figure(root=True)
@@ -282,9 +284,7 @@ def interval_bars(
             ax.plot([low, high], [row, row], color=shade, linewidth=3, alpha=0.45)
             ax.plot([value], [row], "o", color=shade, markersize=7)
             if np.isfinite(value):
-                direct_label(ax, value, row, f"{value:.2f}", shade, dx=0, dy=10).set_horizontalalignment(
-                    "center"
-                )
+                direct_label(ax, value, row, f"{value:.2f}", dx=0, dy=10).set_horizontalalignment("center")
         ax.set_yticks(range(len(names)), [plain(name, 34) for name in names])
         ax.set_ylim(len(names) - 0.5, -0.7)
         ax.grid(visible=False, axis="y")

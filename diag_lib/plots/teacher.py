@@ -144,7 +144,7 @@ def heatmaps(result: TeacherResult) -> Figure:
         bar.set_label("patch logit")
     style.finding_title(
         figure,
-        "Where the teacher sees fake (purple) and real (orange)",
+        "Where the teacher sees fake (orange) and real (blue)",
         "over each picture: its label, image logit",
     )
     return figure

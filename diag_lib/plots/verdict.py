@@ -83,7 +83,7 @@ def arms(result: VerdictResult) -> Figure | None:
     if not rows:
         return None
     figure, ax = style.new_figure(width=9, height=0.3 * len(rows) + 1.5)
-    shades = [style.TEACHER if arm["id"] == "status_quo" else style.STUDENT for arm in rows]
+    shades = [style.BAD if arm["id"] == "status_quo" else style.STUDENT for arm in rows]
     style.interval_bars(
         ax, [arm["id"] for arm in rows], [arm["auc"] for arm in rows], [arm["ci"] for arm in rows], shades
     )

@@ -123,7 +123,9 @@ def curve_table(result: SymptomsResult) -> pd.DataFrame:
         best = (
             f"{shown[2]} (epoch {curve.epoch})" if curve.kind not in {"unknown", "non-finite"} else shown[2]
         )
-        rows.append({"curve": name, "first": shown[0], "last": shown[1], "best": best, "it": curve.said})
+        rows.append(
+            {"curve": name, "first": shown[0], "last": shown[1], "best": best, "what it does": curve.said}
+        )
     return pd.DataFrame(rows)
 
 

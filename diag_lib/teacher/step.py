@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from diag_lib.checks import with_own
 from diag_lib.devices import choose
@@ -43,6 +42,7 @@ from diag_lib.probes.teacher import (
     check_weights,
     image_logits,
 )
+from diag_lib.progress import Bar
 from diag_lib.settings import Settings
 from diag_lib.statistics import Auc, auc, robust_summary, split_halves
 from diag_lib.teacher.findings import findings
@@ -224,7 +224,7 @@ class _Probes:
         opened = {self.start.resize: self.val}
         nominated = self._remembered()[prints.best] if prints.best and prints.answer == "yes" else None
         done: dict[Variant, dict[int, float]] = {}
-        with tqdm(desc="preprocessing probe", unit="image", disable=not self.progress) as bar:
+        with Bar(desc="preprocessing probe", unit="image", disable=not self.progress) as bar:
 
             def scores(variant: Variant, positions: Ints) -> Floats:
                 rows = self.rows[positions]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from diag_lib.devices import choose, thread_count
 from diag_lib.errors import UserError
@@ -15,6 +14,7 @@ from diag_lib.evidence import RunFolder
 from diag_lib.files import disk_errors, whole
 from diag_lib.images import open_split
 from diag_lib.models import build_teacher, save_weights, state_sha
+from diag_lib.progress import Bar
 from diag_lib.settings import Settings
 from diag_lib.statistics import AucDifference, auc_difference
 from diag_lib.training.data import Data
@@ -85,7 +85,7 @@ def finetune_teacher(
         state = load_checkpoint(folder, key)
         if state is not None:
             trainee.restore(state)
-        with tqdm(
+        with Bar(
             total=count,
             initial=trainee.epoch,
             desc="teacher",

@@ -6,12 +6,12 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from diag_lib.device_memory import Portion, forward_in_parts
 from diag_lib.devices import choose
 from diag_lib.images import ImageSet, to_input
 from diag_lib.models import PatchModel, pool
+from diag_lib.progress import Bar
 from diag_lib.settings import Settings
 from diag_lib.training.data import EVALUATION_PIXELS
 
@@ -45,7 +45,7 @@ def predict(
     logits, kept, portion = [torch.zeros(0, dtype=torch.float64)], [], Portion("prediction")
     model.to(device, memory_format=torch.channels_last).train(train_mode)  # type: ignore[call-overload]
     try:
-        with tqdm(total=len(images.frame), unit="image", disable=not progress) as bar:
+        with Bar(total=len(images.frame), desc="evaluation", unit="image", disable=not progress) as bar:
             for start in range(0, len(images.frame), size):
                 index = np.arange(start, min(start + size, len(images.frame)))
                 x = to_input(

@@ -5,10 +5,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from diag_lib import tensorboard_events
 from diag_lib.devices import choose, thread_count
@@ -18,6 +16,7 @@ from diag_lib.files import disk_errors
 from diag_lib.images import open_split
 from diag_lib.map_store import locked
 from diag_lib.models import build_student
+from diag_lib.progress import Bar
 from diag_lib.settings import Settings
 from diag_lib.statistics import auc
 from diag_lib.teacher_cache import teacher_maps
@@ -244,10 +243,10 @@ def _write(splits: Splits, job: Job, student: Student, final: Final, fraction: f
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _bar(group: Sequence[Job], done: int, progress: bool) -> "tqdm[Any]":
+def _bar(group: Sequence[Job], done: int, progress: bool) -> Bar:
     epochs = sum(job.settings.training.epochs_s1 + job.settings.training.epochs_s2 for job in group)
     names = ", ".join(job.id for job in group) if len(group) <= 3 else f"{len(group)} arms"
-    return tqdm(total=epochs, initial=done, desc=f"training {names}", unit="epoch", disable=not progress)
+    return Bar(total=epochs, initial=done, desc=f"training {names}", unit="epoch", disable=not progress)
 
 
 def _processes(data: Data, group: Sequence[Job]) -> int:

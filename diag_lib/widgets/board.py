@@ -18,7 +18,7 @@ class Board(ABC):
     """Controls and the picture that they redraw.
 
     Displayed in JupyterLab it is live; its `text/html` is the picture as it is now, so that executed notebooks and
-    reports show that picture and hold no script.
+    reports show that picture and no control.
     """
 
     def __init__(self, rows: Sequence[Sequence[ipw.Widget]]) -> None:

@@ -1,13 +1,14 @@
 """What differs between runs: their verdicts, what each training reached, and the settings?"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from diag_lib.errors import UserError
-from diag_lib.evidence import STEPS, RunFolder
+from diag_lib.evidence import STEPS, Finding, RunFolder
 from diag_lib.workbook.bars import row
 from diag_lib.workbook.scrub import Scrubber
 from diag_lib.workbook.start import SETTINGS_FILE
@@ -18,11 +19,39 @@ ABSENT = "–"
 KEY_FINDINGS = ("audit.leakage", "teacher.auc", "logits.scale_ratio", "logits.mse", "baseline.auc")
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side; every row of a block is its label and one cell a run."""
+
+    folders: list[RunFolder]
+    names: list[str]
+    verdicts: list[dict[str, Any]]
+    blocks: dict[str, list[list[str]]]
+
+
+VERDICT, ARMS, GAINS = "Verdict", "AUC of the arms [95%]", "Gain over the first run, same images [95%]"
+FINDINGS, SETTINGS = "Findings", "Settings that differ"
+
+
 def compare(runs: Sequence[str | Path]) -> str:
     """A text table, one column a run: verdict, causes, AUC of every arm, key findings, settings that differ.
 
     Raises `UserError` when fewer than two folders are named or one of them is no run folder.
     """
+    return in_text(comparison(runs))
+
+
+def in_text(found: Comparison) -> str:
+    """The comparison as the terminal shows it."""
+    lines = [["", *found.names]]
+    for title, rows in found.blocks.items():
+        if rows:
+            lines += [[title.upper(), *[""] * len(found.names)], *rows]
+    return _laid_out(lines)
+
+
+def comparison(runs: Sequence[str | Path]) -> Comparison:
+    """What the runs say, the first one being the reference. Raises `UserError` as `compare` does."""
     if len(runs) < 2:
         raise UserError("compare: name at least two run folders")
     folders = [RunFolder(run) for run in runs]
@@ -30,19 +59,14 @@ def compare(runs: Sequence[str | Path]) -> str:
         if not (folder.root / SETTINGS_FILE).is_file():
             raise UserError(f"{run}: is no run folder (it holds no {SETTINGS_FILE})")
     verdicts = [_mapping(folder.read_json("verdict.json")) for folder in folders]
-    blocks = [
-        ("Verdict", _verdict_rows(verdicts)),
-        ("AUC of the arms [95%]", _arm_rows(verdicts)),
-        ("Gain over the first run, same images [95%]", _gain_rows(folders, verdicts)),
-        ("Findings", _finding_rows(folders)),
-        ("Settings that differ", _setting_rows(folders)),
-    ]
-    header = ["", *_names(folders)]
-    lines = [header]
-    for title, rows in blocks:
-        if rows:
-            lines += [[title.upper(), *[""] * len(folders)], *rows]
-    return _laid_out(lines)
+    blocks = {
+        VERDICT: _verdict_rows(verdicts),
+        ARMS: _arm_rows(verdicts),
+        GAINS: _gain_rows(folders, verdicts),
+        FINDINGS: _finding_rows(folders),
+        SETTINGS: _setting_rows(folders),
+    }
+    return Comparison(folders, _names(folders), verdicts, blocks)
 
 
 def _names(folders: Sequence[RunFolder]) -> list[str]:
@@ -55,7 +79,8 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _items(verdict: dict[str, Any], key: str) -> list[dict[str, Any]]:
+def items(verdict: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The mappings that a verdict lists under `key`, whatever else a damaged file holds there."""
     return [item for item in verdict.get(key) or [] if isinstance(item, dict)]
 
 
@@ -63,15 +88,15 @@ def _verdict_rows(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
     words = {True: "healthy", False: "not healthy", None: "undecided"}
     health = [words.get(v.get("healthy"), ABSENT) if v else "no verdict" for v in verdicts]
     causes = [
-        "; ".join(f"{c.get('id')} ({c.get('status')})" for c in _items(v, "causes")) or ABSENT
+        "; ".join(f"{c.get('id')} ({c.get('status')})" for c in items(v, "causes")) or ABSENT
         for v in verdicts
     ]
-    open_ones = [", ".join(str(c.get("id")) for c in _items(v, "undecided")) or ABSENT for v in verdicts]
+    open_ones = [", ".join(str(c.get("id")) for c in items(v, "undecided")) or ABSENT for v in verdicts]
     return [["healthy", *health], ["causes", *causes], ["still open", *open_ones]]
 
 
 def _arm_rows(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
-    arms = [{str(arm.get("id")): row("", arm) for arm in _items(verdict, "arms")} for verdict in verdicts]
+    arms = [{str(arm.get("id")): row("", arm) for arm in items(verdict, "arms")} for verdict in verdicts]
     ids = list(dict.fromkeys(name for found in arms for name in found))
     return [[name, *(_auc(found.get(name)) for found in arms)] for name in ids]
 
@@ -86,7 +111,7 @@ def _gain_rows(folders: Sequence[RunFolder], verdicts: Sequence[dict[str, Any]])
     ]
     first, *others = folders
     same = [bool(data[0]) and one == data[0] for one in data[1:]]
-    ids = dict.fromkeys(str(arm.get("id")) for verdict in verdicts for arm in _items(verdict, "arms"))
+    ids = dict.fromkeys(str(arm.get("id")) for verdict in verdicts for arm in items(verdict, "arms"))
     table = []
     for name in ids if any(same) else ():
         before = load_arm(first, name)
@@ -111,15 +136,18 @@ def _auc(item: Any) -> str:
 
 
 def _finding_rows(folders: Sequence[RunFolder]) -> list[list[str]]:
-    found: list[dict[str, str]] = []
-    for folder in folders:
-        evidence = [one for step in STEPS if (one := folder.read_evidence(step)) is not None]
-        found.append({item.id: item.answer for one in evidence for item in one.findings})
+    found = [{item.id: item.answer for item in findings(folder)} for folder in folders]
     return [
         [name, *(answers.get(name, ABSENT) for answers in found)]
         for name in KEY_FINDINGS
         if any(name in answers for answers in found)
     ]
+
+
+def findings(folder: RunFolder) -> list[Finding]:
+    """What the steps of a run found, in their order."""
+    evidence = [one for step in STEPS if (one := folder.read_evidence(step)) is not None]
+    return [item for one in evidence for item in one.findings]
 
 
 def _setting_rows(folders: Sequence[RunFolder]) -> list[list[str]]:

@@ -10,16 +10,19 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from diag_lib import progress
 from diag_lib.files import USERS, disk_errors, disk_line, whole
+from diag_lib.progress import noted
 from diag_lib.settings import Settings
 
 Outcome = Literal["done", "error", "kernel died", "cell time-out", "time limit", "interrupted"]
 START_TIMEOUT = 300
+PROGRESS = "progress.txt"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _REASONS: dict[str, str] = {
     "kernel died": "The kernel died (killed, out of memory, or crashed in native code).",
@@ -76,6 +79,10 @@ class Kernel:
             run_sync(self.manager.shutdown_kernel)(now=True)
         self._home.cleanup()
 
+    def doing(self) -> str:
+        """The progress bar that the kernel shows right now, as one line."""
+        return noted(Path(self._home.name) / PROGRESS)
+
     def last_words(self) -> str:
         """What a crashed kernel wrote about its end (`Fatal Python error: ...`), or nothing."""
         with contextlib.suppress(OSError):
@@ -95,6 +102,7 @@ def _environment(settings: Settings, home: Path) -> dict[str, str]:
     environment = dict(os.environ)
     environment["IPYTHONDIR"] = str(home)
     environment["PYTHONUNBUFFERED"] = "1"
+    environment[progress.FILE] = str(home / PROGRESS)
     environment["DIAG_STATIC"] = "1"  # nobody can move a control here: boards are pictures
     parent = str(Path(__file__).resolve().parents[2])
     if parent not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
@@ -113,6 +121,7 @@ def execute(
     *,
     cell_timeout: float | None = None,
     deadline: float | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Execution:
     """Run the notebook `source` in `kernel`, save it as `target`, and say honestly how it went.
 
@@ -120,6 +129,7 @@ def execute(
     ----------
     cell_timeout : seconds a single cell may take, None for no limit.
     deadline : `time.monotonic()` value at which the kernel is killed, None for never.
+    meanwhile : is called about ten times a second while the notebook runs.
 
     Whatever happens, `target` holds every output that was produced; cells that never ran are marked pending.
     A Ctrl-C is reported as outcome "interrupted"; the caller decides what to do with it.
@@ -132,6 +142,8 @@ def execute(
     try:
         while worker.is_alive():
             worker.join(0.1 if deadline is None else max(0.01, min(0.1, deadline - time.monotonic())))
+            if meanwhile is not None:
+                meanwhile()
             if deadline is not None and time.monotonic() > deadline and worker.is_alive() and stopped is None:
                 stopped = "time limit"
                 kernel.kill()

@@ -35,7 +35,7 @@ def export_single_file(run: str | Path, out: str | Path, images: bool = True) ->
         raise UserError(f"{run}: holds no report (index.html); name a run folder, such as reports/demo")
     if out.suffix.lower() not in (".html", ".htm", ".zip"):
         raise UserError(f"{out}: the file to write must end in .html or .zip")
-    _refuse_place(folder, out)
+    refuse_place(folder, out)
     names = ["index.html", *(page_name(step) for step in STEPS if (folder.root / page_name(step)).is_file())]
     pages = {
         name: BeautifulSoup((folder.root / name).read_text(encoding="utf-8"), "html.parser") for name in names
@@ -52,7 +52,7 @@ def export_single_file(run: str | Path, out: str | Path, images: bool = True) ->
     return out
 
 
-def _refuse_place(folder: RunFolder, out: Path) -> None:
+def refuse_place(folder: RunFolder, out: Path) -> None:
     """Raise `UserError` for a page of the run itself, a file in its dataset, or a folder that does not exist."""
     place = out.resolve()
     own = ("index.html", *map(page_name, STEPS))

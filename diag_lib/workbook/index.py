@@ -1,13 +1,17 @@
 """What does the reader see first? The verdict, its proof, what to paste, and how far each step got."""
 
+import contextlib
+import html
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from markupsafe import Markup
 
-from diag_lib.display import ANSWER_WORD, SEVERITY_LOOK, meaning, number, with_interval
+from diag_lib.display import SEVERITY_LOOK, asked, limit, meaning, number, sentence, with_interval
 from diag_lib.evidence import STEP_TITLES, STEPS, Finding, RunFolder
 from diag_lib.settings import Settings
 from diag_lib.workbook.bars import Row, bars, row
@@ -17,7 +21,10 @@ from diag_lib.workbook.start import SETTINGS_FILE
 from diag_lib.workbook.state import RUN_FILE, RunState
 
 MAX_KEY_FINDINGS = 10
-HOME_PARENT = "reports"
+HOME_PARENT, HOME_PAGE = "reports", "index.html"
+HEAD_CHARACTERS = 4096
+_MARK = re.compile(r'<meta name="diag" content="(?:comparison|faults)">')
+_TITLE = re.compile(r"<title>([^<]*)</title>")
 PROOF_SENTENCE = {
     "gain": "Removing the cause raises the AUC.",
     "inflation_removed": "Removing the cause takes a flattering AUC down to the true one.",
@@ -43,7 +50,7 @@ def context(folder: RunFolder, state: RunState, settings: Settings | None, hide:
     return {
         "title": hide(f"{_headline(verdict)} · {state.name}"),
         "nav": navigation(folder, state, None, hide),
-        "hero": _hero(verdict, state, hide),
+        "hero": hero(verdict, state, hide),
         "first": first,
         "broken": [card for card in cards if card["status"] in ("failed", "stopped")],
         "stale": [card for card in cards if card["status"] == "out of date"],
@@ -85,7 +92,7 @@ def _headline(verdict: dict[str, Any] | None) -> str:
     return "Undecided"
 
 
-def _hero(verdict: dict[str, Any] | None, state: RunState, hide: Scrubber) -> dict[str, str]:
+def hero(verdict: dict[str, Any] | None, state: RunState, hide: Scrubber) -> dict[str, str]:
     """Badge, headline and sentence of the verdict, or why there is none."""
     line = state.steps["verdict"]
     if verdict is None:
@@ -148,11 +155,15 @@ def _gates(findings: list[Finding]) -> list[dict[str, str]]:
         if found.answer == passes:
             state, kind = "Passes", "ok"
         figures = "" if found.value is None else with_interval(found.value, found.ci)
-        figures += (
-            f" (threshold {_limit(found.threshold)})" if found.threshold is not None and figures else ""
-        )
+        figures += f" (threshold {limit(found.threshold)})" if found.threshold is not None and figures else ""
         rows.append(
-            {"kind": kind, "state": state, "question": question, "message": found.message, "figures": figures}
+            {
+                "kind": kind,
+                "state": state,
+                "question": question,
+                "message": sentence(found.message),
+                "figures": figures,
+            }
         )
     return rows
 
@@ -204,14 +215,14 @@ def _difference(old: Any, new: Any) -> Any:
 
 def _arms(verdict: dict[str, Any] | None, settings: Settings | None) -> Markup | None:
     arms = _mappings(verdict, "arms")
-    limit = settings.thresholds.baseline_auc if settings else None
+    least = settings.thresholds.baseline_auc if settings else None
     rows: list[Row] = []
     for arm in arms:
         item = row(str(arm.get("id", "")), arm, "note", _arm_note(arm))
-        if limit is not None and item.ci is not None:
-            item = Row(item.name, item.value, item.ci, _side(item.ci, limit), item.note)
+        if least is not None and item.ci is not None:
+            item = Row(item.name, item.value, item.ci, _side(item.ci, least), item.note)
         rows.append(item)
-    marks = [(0.5, "chance")] + ([(limit, "the student learns")] if limit is not None else [])
+    marks = [(0.5, "chance")] + ([(least, "the student learns")] if least is not None else [])
     return bars(rows, marks) if rows else None
 
 
@@ -234,19 +245,16 @@ def _finding_rows(findings: list[Finding], hide: Scrubber) -> list[dict[str, str
             {
                 "kind": finding.severity,
                 "word": f"{glyph} {word}",
-                "answer": ANSWER_WORD[finding.answer],
-                "message": hide(finding.message),
+                "rank": str(len(order) - 1 - order.index(finding.severity)),
+                "message": hide(sentence(finding.message)),
                 "id": finding.id,
+                "asked": asked(finding),
                 "figures": with_interval(finding.value, finding.ci) if finding.value is not None else "",
-                "threshold": _limit(finding.threshold) if finding.threshold is not None else "",
+                "threshold": limit(finding.threshold) if finding.threshold is not None else "",
                 "n": number(finding.n) if finding.n is not None else "",
             }
         )
     return rows
-
-
-def _limit(value: float) -> str:
-    return f"{value:g}"
 
 
 def _threads(facts: dict[str, Any]) -> str:
@@ -270,32 +278,49 @@ def _facts(state: RunState) -> dict[str, str]:
     return {name: text for name, text in shown.items() if text.strip(" ·")}
 
 
-def write_home(folder: RunFolder) -> Path | None:
+def write_home(folder: RunFolder) -> None:
     """List the runs beside this one in `reports/index.html`; only where that folder is called `reports`."""
-    parent = folder.root.parent
+    refresh_home(folder.root.parent)
+
+
+def refresh_home(parent: Path) -> None:
+    """List the runs, comparisons and fault labs of a folder called `reports` in its overview."""
     if parent.name != HOME_PARENT:
-        return None
-    runs = []
-    for path in sorted(parent.glob(f"*/{RUN_FILE}")):
-        other = RunFolder(path.parent)
-        if (other.root / "index.html").is_file():
-            state, hide = RunState.load(other), scrubber(other, None)
-            verdict = other.read_json("verdict.json")
-            hero = _hero(hide.tree(verdict) if isinstance(verdict, dict) else None, state, hide)
-            done = sum(line.status == "done" for line in state.steps.values())
-            runs.append(
-                {
-                    "name": hide(path.parent.name),
-                    "link": path.parent.name,
-                    "hero": hero,
-                    "done": done,
-                    "at": state.finished,
-                }
-            )
-    runs.sort(key=lambda run: str(run["at"] or ""), reverse=True)
+        return
+    runs = [_home_card(RunFolder(path.parent)) for path in sorted(parent.glob(f"*/{RUN_FILE}"))]
+    shown = sorted(filter(None, runs), key=lambda run: str(run["at"] or ""), reverse=True)
     page = (
         environment()
         .get_template("home.html.j2")
-        .render(title="Runs", nav="", runs=runs, total=len(STEP_TITLES))
+        .render(title="Runs", nav="", runs=shown, others=_other_pages(parent), total=len(STEP_TITLES))
     )
-    return RunFolder(parent).write_text("index.html", page)
+    RunFolder(parent).write_text(HOME_PAGE, page)
+
+
+def _home_card(folder: RunFolder) -> dict[str, Any] | None:
+    """What the home page says of a run; None before it has an overview."""
+    if not (folder.root / HOME_PAGE).is_file():
+        return None
+    state, hide = RunState.load(folder), scrubber(folder, None)
+    verdict = folder.read_json("verdict.json")
+    return {
+        "name": hide(folder.root.name),
+        "link": folder.root.name,
+        "hero": hero(hide.tree(verdict) if isinstance(verdict, dict) else None, state, hide),
+        "done": sum(line.status == "done" for line in state.steps.values()),
+        "at": state.finished,
+        "when": f"{state.finished[:16].replace('T', ' ')} UTC" if state.finished else "running",
+    }
+
+
+def _other_pages(parent: Path) -> list[dict[str, str]]:
+    """Comparisons and fault labs: pages of ours that are no run, known by what they say of themselves."""
+    found = []
+    for path in sorted([*parent.glob("*.html"), *parent.glob(f"*/{HOME_PAGE}")]):
+        with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+            begin = file.read(HEAD_CHARACTERS)
+            title = _TITLE.search(begin)
+            if title and _MARK.search(begin):
+                link = quote(path.relative_to(parent).as_posix())
+                found.append({"name": html.unescape(title[1]), "link": link})
+    return found

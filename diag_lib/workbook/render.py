@@ -1,6 +1,8 @@
 """What does a step look like to someone without Jupyter? One self-contained page, readable anywhere."""
 
+import base64
 import contextlib
+import hashlib
 import logging
 import re
 from functools import lru_cache
@@ -12,12 +14,15 @@ from markupsafe import Markup
 
 from diag_lib import __version__
 from diag_lib.evidence import STEP_TITLES, STEPS, RunFolder
+from diag_lib.progress import duration
 from diag_lib.settings import Settings
 from diag_lib.workbook.sanitize import clean
 from diag_lib.workbook.scrub import Scrubber
 from diag_lib.workbook.state import RunState
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
+# How to install where a notebook runs alone says nothing to the reader of its page.
+_NOTEBOOK_ONLY = re.compile(r"\n\n\*Where `diag_lib` is missing\*.*?(?=\n\n|\Z)", re.DOTALL)
 _NAV = re.compile(r"<!--nav-->.*?<!--/nav-->", re.DOTALL)
 SHORT_TITLES = {
     "symptoms": "Symptoms",
@@ -67,23 +72,22 @@ def environment() -> Environment:
     jinja.globals["css"] = Markup(  # noqa: S704 - our own file
         re.sub(r"\s*\n\s*", "\n", (TEMPLATES / "style.css").read_text(encoding="utf-8")).strip()
     )
+    script = sort_script()
+    jinja.globals["sort_script"] = Markup(script)  # noqa: S704 - our own file
+    jinja.globals["script_source"] = Markup("'sha256-{}'").format(_sha256(script))
     jinja.globals["footer"] = (
-        f"diag {__version__} · this page is one file, makes no requests and runs no scripts"
+        f"diag {__version__} · this page is one file and makes no requests; its only script sorts tables"
     )
     return jinja
 
 
-def duration(seconds: float | None) -> str:
-    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds is None:
-        return ""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def sort_script() -> str:
+    """The one script of a page; the page's policy names it by its hash, so that no other text can run."""
+    return (TEMPLATES / "sort.js").read_text(encoding="utf-8").strip()
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def step_cards(folder: RunFolder, state: RunState) -> list[dict[str, Any]]:
@@ -169,6 +173,8 @@ def _fragment(notebook: Any) -> str:
         exclude_anchor_links=True,
     )
     exporter.log.setLevel(logging.ERROR)
+    for cell in notebook.cells[:1]:
+        cell.source = _NOTEBOOK_ONLY.sub("", cell.source)
     injected = any("injected-parameters" in cell.metadata.get("tags", []) for cell in notebook.cells)
     return str(exporter.from_notebook_node(notebook, resources={"injected": injected})[0])
 

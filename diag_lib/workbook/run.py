@@ -16,6 +16,7 @@ from diag_lib.errors import UserError
 from diag_lib.evidence import SEVERITIES, STEP_TITLES, STEPS, RunFolder
 from diag_lib.files import disk_errors
 from diag_lib.images import beside_run
+from diag_lib.progress import duration
 from diag_lib.settings import Settings, load
 from diag_lib.workbook import fingerprint
 from diag_lib.workbook.execute import Kernel, execute, now
@@ -37,6 +38,10 @@ SHARES = {
     "distillation": 28,
     "verdict": 12,
 }
+
+
+# A running step says how far it is after this many seconds; in long runs, after this share of the time so far.
+TELL_SECONDS, TELL_SHARE = 30.0, 0.05
 
 
 def notebook_name(step: str) -> str:
@@ -236,6 +241,7 @@ class _Run:
                 kernel,
                 cell_timeout=self.cell_timeout,
                 deadline=self.deadline,
+                meanwhile=self._teller(step, where, kernel),
             )
         except UserError as error:  # the notebook cannot be kept
             line.status, line.why, line.outcome = "failed", str(error), "error"
@@ -284,19 +290,51 @@ class _Run:
         if self.next_kernel is not None:
             self.next_kernel.stop()
 
-    def _left(self, step: str) -> str:
-        """`(12 s so far, about 90 s left)`: from the last run's seconds, else from the demo's shares."""
+    def _teller(self, step: str, where: str, kernel: Kernel) -> Callable[[], None]:
+        """Says now and then what the step is doing and how far the run is: a log shows that it is alive."""
+        begun = last = time.monotonic()
+
+        def tell() -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last < max(TELL_SECONDS, TELL_SHARE * (now - self.begun)):
+                return
+            last = now
+            doing = kernel.doing()
+            self.say(
+                f"{where}: {duration(now - begun)}{f', {doing}' if doing else ''}{self._far(step, now - begun)}"
+            )
+
+        return tell
+
+    def _far(self, step: str, seconds: float) -> str:
+        """`; the run: 61 %, about 3 min left` when `step` has run for `seconds`; empty before there is an estimate."""
+        expected = self._expected(step)
+        if any(each is None for each in expected.values()):
+            return ""
+        here = expected.pop(step) or 0.0
+        left = max(0.0, here - seconds) + sum(each or 0.0 for each in expected.values())
         so_far = time.monotonic() - self.begun
-        ran = [
-            s for s in self.chosen if s not in self.pending and not self.state.steps[s].reused and s != step
-        ]
-        share = sum(SHARES[s] for s in ran)
-        rate = so_far / share if share else None
-        todo = [self.before.get(s) or (SHARES[s] * rate if rate else None) for s in self.pending]
-        known = [seconds for seconds in todo if seconds is not None]
-        if len(known) < len(todo) or not known:
+        about = "about" if seconds <= here else "more than"
+        return f"; the run: {100 * so_far / (so_far + left):.0f} %, {about} {duration(left)} left"
+
+    def _left(self, step: str) -> str:
+        """`(12 s so far, about 90 s left)` when `step` begins."""
+        so_far = time.monotonic() - self.begun
+        expected = self._expected(step)
+        known = [seconds for seconds in expected.values() if seconds is not None]
+        if len(known) < len(expected):
             return f" ({so_far:.0f} s so far)" if so_far >= 1 else ""
         return f" ({so_far:.0f} s so far, about {sum(known):.0f} s left)"
+
+    def _expected(self, step: str) -> dict[str, float | None]:
+        """Seconds of `step` and of those after it: the last run's, else from the demo's shares; None: unknown."""
+        pending = [step, *(each for each in self.pending if each != step)]
+        ran = [s for s in self.chosen if s not in pending and not self.state.steps[s].reused]
+        share = sum(SHARES[s] for s in ran)
+        seconds = sum(self.state.steps[s].seconds or 0.0 for s in ran)
+        rate = seconds / share if share and seconds else None
+        return {s: self.before.get(s) or (SHARES[s] * rate if rate else None) for s in pending}
 
 
 def _refuse_full(folder: RunFolder) -> None:

@@ -1,6 +1,6 @@
 """Is a notebook's output safe to publish? Only known harmless tags, attributes and image data pass.
 
-The report's content security policy stops scripts and requests already; this removes them from the file,
+The report's content security policy stops foreign scripts and all requests already; this removes them from the file,
 so that it stays harmless where the policy is not honoured, and adds what accessibility and phones need.
 """
 
@@ -182,6 +182,7 @@ _LINK = re.compile(r"(?:https?://|mailto:|#|[\w-]+\.html(?:#[\w.-]*)?$)")
 _BAD_STYLE = re.compile(
     r"url\s*\(|expression|position|@import|behavior|binding|\\|content\s*:|z-index|/\*", re.IGNORECASE
 )
+_SORT_KEY = re.compile(r"-?\d+(?:\.\d+)?")
 _TEXT_ATTRIBUTES = ("title", "alt", "aria-label")
 
 
@@ -218,8 +219,14 @@ def _cleaned(markup: str, scrub: Callable[[str], str]) -> str:
 
 
 def tell_regions_apart(page: Tag) -> None:
-    """Number the regions of a page that have the same name, so that a list of them says which is which."""
-    seen: dict[str, int] = {}
+    """Number the regions of a page that have the same name, so that a list of them says which is which.
+
+    A section is a region too, named by its heading; it keeps its name.
+    """
+    headings = [
+        page.find(id=str(part["aria-labelledby"])) for part in page.select("section[aria-labelledby]")
+    ]
+    seen = dict.fromkeys((head.get_text(" ", strip=True) for head in headings if isinstance(head, Tag)), 1)
     for region in page.find_all(role="region"):
         name = str(region.get("aria-label", ""))
         seen[name] = seen.get(name, 0) + 1
@@ -246,6 +253,9 @@ def _clean_tag(tag: Tag, scrub: Callable[[str], str]) -> None:
                 del tag[attribute]
         elif attribute == "style":
             tag[attribute] = _clean_style(text)
+        elif attribute == "data-sort":
+            if not _SORT_KEY.fullmatch(text):
+                del tag[attribute]
         elif attribute in _TEXT_ATTRIBUTES:
             tag[attribute] = scrub(text)
         elif attribute not in _ATTRIBUTES and not attribute.startswith("aria-"):
