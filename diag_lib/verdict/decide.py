@@ -32,13 +32,13 @@ def decide(trials: Trials, missing: tuple[str, ...]) -> VerdictResult:
     case = trials.case
     first = examine(trials, CAUSES)
     recommended, after = _all_fixes(trials, first.named)
-    hidden = behind(trials, first.named, after)
+    hidden, still_open = behind(trials, first.named, after)
     if hidden:
         recommended, after = _all_fixes(trials, [*first.named, *hidden])
     named = (*first.named, *hidden)
-    known = {cause.id for cause in hidden}
+    known = {cause.id for cause in hidden} | {item.id for item in still_open}
     ruled_out = tuple((name, because) for name, because in first.ruled_out if name not in known)
-    undecided = tuple(item for item in first.undecided if item.id not in known)
+    undecided = (*still_open, *(item for item in first.undecided if item.id not in known))
     healthy = _healthy(case, named)
     return VerdictResult(
         healthy=healthy,

@@ -25,23 +25,26 @@ from diag_lib.settings import load
 from diag_lib.statistics import Auc
 from diag_lib.training import ArmResult
 from diag_lib.verdict.judging import CLEARLY_LESS, Trial, judge_all, strongest_rival
-from diag_lib.verdict.result import NamedCause
+from diag_lib.verdict.result import NamedCause, Open
 
 STUDENTS_OWN = ("optimisation", "model")
 HIDDEN_GROUPS = ("teacher", "loss", *STUDENTS_OWN)
 """Groups whose causes another fault can hide. Their evidence is that of the unrepaired run: only the trial is new."""
 
 
-def behind(trials: Trials, named: Sequence[NamedCause], after: ArmResult | None) -> list[NamedCause]:
-    """The causes that are shown only where the named ones are repaired; `after` is the training with all fixes.
+def behind(
+    trials: Trials, named: Sequence[NamedCause], after: ArmResult | None
+) -> tuple[list[NamedCause], list[Open]]:
+    """The causes that are shown only where the named ones are repaired, and those that stay open there.
 
+    `after` is the training with all fixes.
     Where the repaired student clearly works or does as well as the proof of a repair promised, only what would
     flatter it is looked for; where no proof promised anything (a flattered AUC was put right), learning is enough.
     """
     sure = [cause for cause in named if cause.status != "possible"]
     changes = _repairs(trials, sure)
     if not changes:
-        return []
+        return [], []
     gains = [cause.proof.after.auc.value for cause in sure if cause.proof and cause.kind == "gain"]
     flattered = any(cause.id in inflating() for cause in sure)  # then what a proof promised was flattered too
     promised = max(gains) if gains and not flattered else None
@@ -52,10 +55,10 @@ def behind(trials: Trials, named: Sequence[NamedCause], after: ArmResult | None)
     if reached is None:
         reached = trials.world(changes, STATUS_QUO).case.arms.get(STATUS_QUO)
     if reached is None:
-        return []
+        return [], []
     flattering = _satisfied(reached, promised, learns)
     if flattering and not _suspects(trials.case, known, flattering):
-        return []
+        return [], []
     world = trials.world(changes, STATUS_QUO, *_labels_alone(changes))
     told = " and ".join(cause.id for cause in sure)
     tried: list[Trial] = [
@@ -63,16 +66,22 @@ def behind(trials: Trials, named: Sequence[NamedCause], after: ArmResult | None)
         for cause, opinion in _suspects(world.case, known, flattering)
         if (proof := _proof(cause, world, told)) is not None
     ]
+    weak = {cause.id for cause, opinion, _ in tried if opinion.weak}
     judged = strongest_rival(judge_all(tried, world.case), world.case)
-    return [
+    shown = [
         replace(found, because=f"{found.because}; it shows once {told} is repaired")
         for found in judged
-        if isinstance(found, NamedCause) and found.status == "established"
+        if isinstance(found, NamedCause) and (found.status == "established" or found.id in weak)
     ]
+    return shown, [found for found in judged if isinstance(found, Open)]
 
 
 def _suspects(case: Case, known: Collection[str], flattering: bool) -> list[tuple[Cause, Suspicion]]:
-    """The causes worth a trial: unnamed, not explained by a named one, and suspected for certain."""
+    """The causes worth a trial: unnamed, not explained by a named one, and suspected for certain.
+
+    Too few images leave open what a teacher knows. What imitating it costs can be seen all the same, where the student
+    is able to learn.
+    """
     groups = {cause.group for cause in CAUSES if cause.id in known}
     # A longer schedule, a higher rate and all layers are rivals for one weakness: of them one is named.
     hidden = set(HIDDEN_GROUPS) - (set(STUDENTS_OWN) if groups & set(STUDENTS_OWN) else set())
@@ -83,7 +92,7 @@ def _suspects(case: Case, known: Collection[str], flattering: bool) -> list[tupl
         and cause.id not in known
         and not set(known) & set(cause.yields_to)
         and isinstance(opinion := cause.screen(case), Suspicion)
-        and not opinion.weak
+        and (not opinion.weak or cause.group == "teacher")
         and not opinion.direct
     ]
 
