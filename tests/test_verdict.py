@@ -99,6 +99,16 @@ def test_a_lucky_gain_of_labels_that_teach_already_is_not_even_likely() -> None:
         assert isinstance(found, verdict.NamedCause) is named
 
 
+def test_a_student_that_may_work_already_is_not_held_up_by_its_rate() -> None:
+    rate = next(cause for cause in CAUSES if cause.id == "lr_too_low")
+    case = Case(Settings(), {}, {"status_quo": auc_of(0.5), "bce_only": auc_of(0.91)})
+    for before, named in ((0.91, False), (0.80, True)):
+        proof = replace(moved(before, 0.999), confirmation=moved(before, 0.999))
+        found = verdict.judge(rate, Suspicion("it may be", ()), proof, 1e-30, case)
+        assert isinstance(found, verdict.NamedCause) is named
+        assert named or "is not held up" in found.because
+
+
 def test_a_mistake_that_is_seen_need_only_gain_again() -> None:
     normalization = next(cause for cause in CAUSES if cause.id == "student_normalization")
     case = Case(Settings(), {}, {"status_quo": auc_of(0.89)})

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from diag_lib.causes import HEALTHY_GAIN, Cause, Status, rivals
 from diag_lib.experiments import SIGNIFICANT, Comparison
-from diag_lib.screens import MATERIAL_GAIN, Case, RuledOut, Suspicion
+from diag_lib.screens import CLEARLY_WORKS, MATERIAL_GAIN, Case, RuledOut, Suspicion
 from diag_lib.statistics import holm, n_for_gain
 from diag_lib.verdict.result import NamedCause, Open
 from diag_lib.verdict.words import reached_text
@@ -112,6 +112,11 @@ def judge(
         return Open(cause.id, suspicion.because, suspicion.needs) if suspicion.weak else name("established")
     if proof is None:
         return Open(cause.id, f"{suspicion.because}; its experiment was not run", suspicion.needs)
+    if cause.group == "optimisation" and proof.before.auc.ci[1] >= CLEARLY_WORKS and not suspicion.seen:
+        return RuledOut(
+            f"{suspicion.because}; but a student that may be above {CLEARLY_WORKS:.2f} is not held up: "
+            f"{proof.in_full()}"
+        )
     effect = _effect(cause, suspicion, proof, p, case)
     if effect == "shown":
         return name("likely" if suspicion.weak else "established")
