@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-NAMES = ("experiments", "audit", "recorder")
+NAMES = ("experiments", "audit", "recorder", "scale")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import audit, audit_peers, audit_planted, experiments, growth, peer, recorder
+from benchmarks import audit, audit_peers, audit_planted, experiments, growth, peer, recorder, scale
 from benchmarks.timing import Report, Times
 
 TINY = {
@@ -33,11 +33,13 @@ TINY = {
         images=48, pixels=40, parts=1, repetitions=1, grown=(40, 120), grown_pixels=40, peers=(), seeds=0
     ),
     recorder: recorder.Size(images=4, pixels=24, steps=4, repetitions=1),
+    scale: scale.Size(grown=(16, 40), pixels=40),
 }
 PROMISED = {
     experiments: ("step_ratio", "teacher_ratio", "speedup_cold", "speedup_warm"),
     audit: ("ratio_to_decode", "incremental_ratio"),
     recorder: ("recorder_ratio",),
+    scale: ("audit_to_decode", "teacher_to_decode"),
 }
 
 
