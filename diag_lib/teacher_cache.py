@@ -6,6 +6,7 @@ view and the bytes of the image file. Only what is missing is computed; all arms
 """
 
 import hashlib
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ BATCH_IMAGES = {"cpu": 2, "cuda": 128, "mps": 32}
 MOST_IMAGES = {"cpu": 32, "cuda": 512, "mps": 128}
 FLUSH_ROWS = 256  # maps computed between two writes: what a kill loses at most
 BLOCK_IMAGES = 128  # whose maps are in memory at once when they are pooled: 32 MB at 256 pixels
-SCALE_IMAGES = 20_000  # enough for the dataset's scale; larger sets are sampled evenly
+# Enough for the dataset's scale, from which larger sets are sampled evenly: 20,000 images, but no more patch logits
+# than fit into half a gigabyte as doubles and their copies (1,240 images of 256 pixels by Tiny-LaDeDa).
+SCALE_IMAGES, SCALE_PATCHES = 20_000, 20_000_000
 CHECK_PIXELS = 64  # side of the noise on which it is found out whether crops are slices
 
 Indices = Sequence[int] | npt.NDArray[np.int64]
@@ -141,10 +144,11 @@ class TeacherMaps:
 
     @property
     def scale(self) -> LogitScale:
-        """Location and spread of all patch logits of view 0 (of at most 20,000 images, evenly taken)."""
+        """Location and spread of all patch logits of view 0 (of larger sets of some images, evenly taken)."""
         if self._scale is None:
             n = len(self.images.frame)
-            chosen = np.unique(np.linspace(0, n - 1, min(n, SCALE_IMAGES)).astype(np.int64))
+            most = min(n, SCALE_IMAGES, max(1, SCALE_PATCHES // math.prod(self.shape)))
+            chosen = np.unique(np.linspace(0, n - 1, most).astype(np.int64))
             self.ensure(chosen, np.zeros_like(chosen))
             self._scale = LogitScale.of(self.get(chosen))
         return self._scale
