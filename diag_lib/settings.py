@@ -37,6 +37,7 @@ REMOTE_SCHEMES = (
 )  # fmt: skip
 """Of fsspec's, those that read a store and do nothing else: no archives, caches or shells."""
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+OVERRIDE = "override"  # where a value on the command line or of a notebook stands, in messages
 
 _MAX_BYTES = 1_000_000
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # one letter is a Windows drive
@@ -307,7 +308,7 @@ class Settings(_Section):
 
     def with_overrides(self, overrides: Mapping[str, Any], *, base: Path | None = None) -> "Settings":
         """A validated copy with dotted keys replaced; relative paths count from `base` (default: here)."""
-        return _build(_merged(self.to_dict(), overrides, base or Path.cwd()), self._name, "override")
+        return _build(_merged(self.to_dict(), overrides, base or Path.cwd()), self._name, OVERRIDE)
 
 
 # Dotted keys whose values are paths; weights are paths only when they look like files (else aliases).
@@ -392,7 +393,7 @@ def _merged(tree: dict[str, Any], overrides: Mapping[str, Any], base: Path) -> d
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        tree = _merge(tree, _absolute(nested, base), "override")
+        tree = _merge(tree, _absolute(nested, base), OVERRIDE)
     return tree
 
 
@@ -409,7 +410,7 @@ def _merge(base: dict[str, Any], new: Mapping[str, Any], where: str, prefix: str
                 f"{_elsewhere(str(key), dotted)}"
             )
         if isinstance(base[key], dict):
-            if value is None:
+            if value is None and where != OVERRIDE:  # in a file: a section whose keys are all commented out
                 continue
             if not isinstance(value, Mapping):
                 inside = ", ".join(base[key])

@@ -209,3 +209,11 @@ def test_any_text_is_settings_or_one_line(text: str) -> None:
 def test_the_guide_nesting_reads_as_plain_yaml() -> None:
     snippet = "training:\n  distillation:\n    alpha_distill: 0.01\n    alpha_task: 0.99\n"
     assert yaml.safe_load(snippet) == parse_yaml(snippet, "x")
+
+
+def test_a_section_may_be_empty_in_a_file_but_not_on_the_command_line(tmp_path):
+    file = tmp_path / "half.yaml"
+    file.write_text("training:\n  # batch_size: 64\n")
+    assert load(file).training.batch_size == 32
+    with pytest.raises(UserError, match=r"override: training: is a section with the keys batch_size"):
+        load("base", {"training": None})
