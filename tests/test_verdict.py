@@ -118,8 +118,9 @@ def test_a_mistake_that_is_seen_need_only_gain_again() -> None:
         assert isinstance(found, verdict.NamedCause) is named
 
 
-def test_a_repaired_teacher_that_falls_far_short_of_the_labels_alone_is_not_the_cause() -> None:
-    cause = next(cause for cause in CAUSES if cause.id == "teacher_preprocessing")
+@pytest.mark.parametrize("name", ["teacher_preprocessing", "scale_mismatch"])
+def test_a_repaired_teacher_that_falls_far_short_of_the_labels_alone_is_not_the_cause(name) -> None:
+    cause = next(cause for cause in CAUSES if cause.id == name)
     proof = moved(0.59, 0.67, half=0.02)
     for labels, named in ((0.95, False), (0.68, True)):
         case = Case(Settings(), {}, {"bce_only": auc_of(labels), "status_quo": auc_of(0.59)})

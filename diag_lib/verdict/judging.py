@@ -173,9 +173,14 @@ def _bar(cause: Cause, suspicion: Suspicion, proof: Comparison, case: Case) -> f
 
 
 def _falls_short(cause: Cause, proof: Comparison, case: Case) -> bool:
-    """Whether repairing the teacher brings less than half of what the student gains without any teacher."""
+    """Whether another teacher or loss brings less than half of what the student gains without any distillation."""
     labels = case.arms.get("bce_only")
-    if cause.group != "teacher" or proof.before.arm != "status_quo" or labels is None or not labels.defined:
+    if (
+        cause.group not in ("teacher", "loss")
+        or proof.before.arm != "status_quo"
+        or labels is None
+        or not labels.defined
+    ):
         return False
     return proof.delta < (labels.value - proof.before.auc.value) / 2
 
