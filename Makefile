@@ -58,6 +58,7 @@ clean: ## remove .venv and caches; reports and data stay
 	find diag_lib tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp holds the folder's place and the content of pyproject.toml and of the constraints, so that a new date alone installs nothing.
+# PyTorch's index holds few versions of other packages, so what torch requires comes with the rest.
 # A version manager's shim can exist and still not run: ask each candidate for its version.
 $(READY): pyproject.toml $(PINS) $(MOVED)
 	@if { echo "$(CURDIR)"; cat pyproject.toml $(PINS); } | cmp -s - $@; then touch $@; exit 0; fi; \
@@ -75,7 +76,7 @@ $(READY): pyproject.toml $(PINS) $(MOVED)
 	        echo "make: '$$python -m venv' failed; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
 	fi; \
 	if [ -n "$(TORCH_INDEX)" ]; then \
-	    $(PIP) --index-url "$(TORCH_INDEX)" torch torchvision || exit 1; fi; \
+	    $(PIP) --index-url "$(TORCH_INDEX)" --no-deps torch torchvision || exit 1; fi; \
 	$(PIP) --editable '.[dev]' || { \
 	    echo "make: installing failed (see above); the first time needs a network" >&2; exit 1; }; \
 	{ echo "$(CURDIR)"; cat pyproject.toml $(PINS); } > $@

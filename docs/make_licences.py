@@ -1,7 +1,7 @@
 """`python -m docs.make_licences`: writes licences.md and constraints/highest.txt from the installed packages.
 
-To be run in a `.venv` that was made anew, so that it holds the newest versions. Exits with 1, naming them, when a
-dependency is missing, its licence is not known, or is not on the list of those that an MIT-licensed package may require.
+To be run in a `.venv` made anew, which holds the newest versions. Exits with 1, naming them, when a
+dependency is missing, its licence is not known, or is none of those that an MIT-licensed package may require.
 """
 
 import sys
@@ -253,7 +253,7 @@ def _table(packages: Collection[Package]) -> str:
     return "\n".join(["| package | version | licence | needed for |", "|---|---|---|---|", *rows])
 
 
-HIGHEST_HEAD = """# The newest versions of the direct dependencies that all tests have passed with, for Python 3.11 on Linux.
+HIGHEST_HEAD = """# The newest versions of the direct dependencies that the tests pass with (Python 3.11, Linux).
 # Written by `python -m docs.make_licences` in a .venv that was made anew.
 """
 
