@@ -17,8 +17,9 @@ BIN        := $(VENV)/bin
 READY      := $(VENV)/.ready
 PIP        := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python)
-# A venv names its own folder inside: after a move it is made anew.
-MOVED      := $(shell [ -f $(READY) ] && [ "$$(head -n 1 $(READY))" != "$(CURDIR)" ] && echo FORCE)
+# A venv names its own folder inside: after a move it is made anew, as for other constraints.
+MADE_FOR   := $(strip $(CURDIR) $(PINS))
+MOVED      := $(shell [ -f $(READY) ] && [ "$$(head -n 1 $(READY))" != "$(MADE_FOR)" ] && echo FORCE)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lab test lint faults bench axe clean FORCE
@@ -61,7 +62,7 @@ clean: ## remove .venv and caches; reports and data stay
 # PyTorch's index holds few versions of other packages, so what torch requires comes with the rest.
 # A version manager's shim can exist and still not run: ask each candidate for its version.
 $(READY): pyproject.toml $(PINS) $(MOVED)
-	@if { echo "$(CURDIR)"; cat pyproject.toml $(PINS); } | cmp -s - $@; then touch $@; exit 0; fi; \
+	@if { echo "$(MADE_FOR)"; cat pyproject.toml $(PINS); } | cmp -s - $@; then touch $@; exit 0; fi; \
 	python=""; \
 	for candidate in $(CANDIDATES); do \
 	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
@@ -79,4 +80,4 @@ $(READY): pyproject.toml $(PINS) $(MOVED)
 	    $(PIP) --index-url "$(TORCH_INDEX)" --no-deps torch torchvision || exit 1; fi; \
 	$(PIP) --editable '.[dev]' || { \
 	    echo "make: installing failed (see above); the first time needs a network" >&2; exit 1; }; \
-	{ echo "$(CURDIR)"; cat pyproject.toml $(PINS); } > $@
+	{ echo "$(MADE_FOR)"; cat pyproject.toml $(PINS); } > $@

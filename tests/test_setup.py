@@ -158,12 +158,15 @@ class TestMake:
         assert "> .venv-lowest/.ready" in commands.stdout
         venv = tmp_path / "venv"
         venv.mkdir()
-        content = f"{ROOT}\n{(ROOT / 'pyproject.toml').read_text(encoding='utf-8')}"
-        (venv / ".ready").write_text(content, encoding="utf-8")
-        assert _make(tmp_path, "PYTHON=/nonexistent/python3", lowest).returncode != 0
-        content += (ROOT / "constraints" / "lowest.txt").read_text(encoding="utf-8")
-        (venv / ".ready").write_text(content, encoding="utf-8")
-        assert _make(tmp_path, "PYTHON=/nonexistent/python3", lowest).returncode == 0
+        project, pins = (
+            (ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "constraints/lowest.txt")
+        )
+        nowhere = "PYTHON=/nonexistent/python3"
+        (venv / ".ready").write_text(f"{ROOT}\n{project}", encoding="utf-8")
+        assert "no Python" in _make(tmp_path, nowhere, lowest).stderr
+        (venv / ".ready").write_text(f"{ROOT} constraints/lowest.txt\n{project}{pins}", encoding="utf-8")
+        assert _make(tmp_path, nowhere, lowest).returncode == 0
+        assert "no Python" in _make(tmp_path, nowhere).stderr
 
 
 def _make(folder: Path, *variables: str) -> subprocess.CompletedProcess[str]:
