@@ -46,6 +46,7 @@ SPELLINGS = {
     "3-clause bsd license": "BSD-3-Clause",
     "apache 2.0": "Apache-2.0",
     "apache license": "Apache-2.0",
+    "apache-2.0 license": "Apache-2.0",
     "apache license 2.0": "Apache-2.0",
     "apache license, version 2.0": "Apache-2.0",
     "apache software license": "Apache-2.0",
@@ -63,6 +64,7 @@ SPELLINGS = {
     "new bsd license": "BSD-3-Clause",
     "nvidia proprietary software": NVIDIA,
     "other/proprietary license": NVIDIA,
+    "psf": "PSF-2.0",
     "psfl": "PSF-2.0",
     "python software foundation license": "PSF-2.0",
     "the unlicense (unlicense)": "Unlicense",
@@ -132,7 +134,7 @@ def licence_of(installed: Distribution) -> str | None:
     field = str(metadata.get("License") or "").strip()
     stated = [_known(line) for line in _statements(field)]
     stated += [
-        _known(classifier.rsplit(" :: ", 1)[-1])
+        _known(classifier)
         for classifier in metadata.get_all("Classifier") or ()
         if classifier.startswith("License ::") and classifier != "License :: OSI Approved"
     ]
@@ -155,8 +157,8 @@ def _statements(field: str) -> list[str]:
 
 
 def _known(text: str) -> str | None:
-    """The SPDX identifier of a licence that is written in one of the usual ways."""
-    lower = text.strip().lower()
+    """The SPDX identifier of a licence that is written in one of the usual ways, also as a classifier."""
+    lower = text.rsplit(" :: ", 1)[-1].strip().lower()
     return SPELLINGS.get(lower) or IDENTIFIERS.get(lower)
 
 
