@@ -1,21 +1,25 @@
 # Each target sets up .venv by itself and reuses it until pyproject.toml changes.
 #   make demo PIP_ARGS="--no-cache-dir"     further arguments for pip install
+#   make test PIP_ARGS="-c constraints/lowest.txt"                  with the oldest versions, in .venv-lowest
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu      CPU-only torch (Linux: far smaller)
 #   make demo PYTHON=/opt/python3.12/bin/python3                    another interpreter
 #   make demo ARGS="--fault leakage"                                arguments for the diag command
 
-VENV        ?= .venv
 PIP_ARGS    ?=
 TORCH_INDEX ?=
 ARGS        ?=
 PYTEST_ARGS ?=
 
+# Each constraints file has a venv of its own: other versions never linger in .venv.
+PINS       := $(wildcard $(patsubst --constraint=%,%,$(filter %.txt,$(PIP_ARGS))))
+VENV       ?= .venv$(addprefix -,$(basename $(notdir $(firstword $(PINS)))))
 BIN        := $(VENV)/bin
 READY      := $(VENV)/.ready
 PIP        := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python)
-# A venv names its own folder inside: after a move it is made anew.
-MOVED      := $(shell [ -f $(READY) ] && [ "$$(head -n 1 $(READY))" != "$(CURDIR)" ] && echo FORCE)
+# A venv names its own folder inside: after a move it is made anew, as for other constraints.
+MADE_FOR   := $(strip $(CURDIR) $(PINS))
+MOVED      := $(shell [ -f $(READY) ] && [ "$$(head -n 1 $(READY))" != "$(MADE_FOR)" ] && echo FORCE)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lab test lint faults bench axe clean FORCE
@@ -51,13 +55,14 @@ axe: $(READY) ## fetch the accessibility checker that the browser tests use (onc
 	$(BIN)/python tests/axe_core.py
 
 clean: ## remove .venv and caches; reports and data stay
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(patsubst constraints/%.txt,.venv-%,$(wildcard constraints/*.txt)) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find diag_lib tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp holds the folder's place and pyproject.toml's content, so that a new date alone installs nothing.
+# The stamp holds the folder's place and the content of pyproject.toml and of the constraints, so that a new date alone installs nothing.
+# PyTorch's index holds few versions of other packages, so what torch requires comes with the rest.
 # A version manager's shim can exist and still not run: ask each candidate for its version.
-$(READY): pyproject.toml $(MOVED)
-	@if { echo "$(CURDIR)"; cat pyproject.toml; } | cmp -s - $@; then touch $@; exit 0; fi; \
+$(READY): pyproject.toml $(PINS) $(MOVED)
+	@if { echo "$(MADE_FOR)"; cat pyproject.toml $(PINS); } | cmp -s - $@; then touch $@; exit 0; fi; \
 	python=""; \
 	for candidate in $(CANDIDATES); do \
 	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
@@ -72,7 +77,7 @@ $(READY): pyproject.toml $(MOVED)
 	        echo "make: '$$python -m venv' failed; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
 	fi; \
 	if [ -n "$(TORCH_INDEX)" ]; then \
-	    $(PIP) --index-url "$(TORCH_INDEX)" torch torchvision || exit 1; fi; \
+	    $(PIP) --index-url "$(TORCH_INDEX)" --no-deps torch torchvision || exit 1; fi; \
 	$(PIP) --editable '.[dev]' || { \
 	    echo "make: installing failed (see above); the first time needs a network" >&2; exit 1; }; \
-	{ echo "$(CURDIR)"; cat pyproject.toml; } > $@
+	{ echo "$(MADE_FOR)"; cat pyproject.toml $(PINS); } > $@

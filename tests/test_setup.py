@@ -7,11 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import diag_lib
 
@@ -123,7 +128,7 @@ def test_an_installed_wheel_finds_its_notebooks_and_teachers_without_the_checkou
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 class TestMake:
     def test_help_lists_every_target(self):
-        text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        text = _run_make("help").stdout
         assert {"demo", "lab", "test", "lint", "faults", "bench", "setup", "clean"} <= set(text.split())
 
     def test_without_a_python_it_says_so_in_one_line(self, tmp_path: Path):
@@ -147,8 +152,97 @@ class TestMake:
         done = _make(tmp_path, "PYTHON=/nonexistent/python3")
         assert done.returncode == 0, done.stderr
 
+    def test_a_constraints_file_has_a_set_up_of_its_own_that_follows_it(self, tmp_path: Path):
+        lowest = "PIP_ARGS=-c constraints/lowest.txt"
+        assert "> .venv-lowest/.ready" in _run_make("-n", "setup", "--always-make", lowest).stdout
+        venv = tmp_path / "venv"
+        venv.mkdir()
+        project, pins = (
+            (ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "constraints/lowest.txt")
+        )
+        nowhere = "PYTHON=/nonexistent/python3"
+        (venv / ".ready").write_text(f"{ROOT}\n{project}", encoding="utf-8")
+        assert "no Python" in _make(tmp_path, nowhere, lowest).stderr
+        (venv / ".ready").write_text(f"{ROOT} constraints/lowest.txt\n{project}{pins}", encoding="utf-8")
+        assert _make(tmp_path, nowhere, lowest).returncode == 0
+        assert "no Python" in _make(tmp_path, nowhere).stderr
+
 
 def _make(folder: Path, *variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["make", "setup", f"VENV={folder / 'venv'}", *variables], cwd=ROOT, capture_output=True, text=True
-    )
+    return _run_make("setup", f"VENV={folder / 'venv'}", *variables)
+
+
+def _run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`make` as in a shell, also where the tests themselves were started by make with variables of its own."""
+    inherited = {"MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "VENV", "PIP_ARGS", "TORCH_INDEX"}
+    environment = {name: value for name, value in os.environ.items() if name not in inherited}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+class TestConstraints:
+    """constraints/lowest.txt and highest.txt: the two ends of the versions that pyproject.toml allows."""
+
+    DIRECT = {
+        canonicalize_name(requirement.name): requirement
+        for group in (PROJECT["dependencies"], *EXTRAS.values())
+        for requirement in map(Requirement, group)
+        if requirement.name != PROJECT["name"]
+    }
+
+    @staticmethod
+    def pinned(name: str) -> dict[str, Version]:
+        """The versions in a constraints file by package; every line must be `name==version`."""
+        lines = (ROOT / "constraints" / name).read_text(encoding="utf-8").splitlines()
+        pins = [Requirement(line) for line in lines if not line.startswith("#")]
+        assert all([specifier.operator for specifier in pin.specifier] == ["=="] for pin in pins)
+        assert len({canonicalize_name(pin.name) for pin in pins}) == len(pins)
+        return {canonicalize_name(pin.name): Version(next(iter(pin.specifier)).version) for pin in pins}
+
+    @pytest.mark.parametrize("name", ["lowest.txt", "highest.txt"])
+    def test_each_file_pins_exactly_the_direct_dependencies_within_their_bounds(self, name: str):
+        pins = self.pinned(name)
+        assert pins.keys() == self.DIRECT.keys()
+        assert [n for n, version in pins.items() if version not in self.DIRECT[n].specifier] == []
+
+    def test_the_lowest_versions_are_the_lower_bounds(self):
+        bounds = {
+            name: [Version(part.version) for part in requirement.specifier if part.operator == ">="]
+            for name, requirement in self.DIRECT.items()
+        }
+        assert bounds == {name: [version] for name, version in self.pinned("lowest.txt").items()}
+
+    def test_the_highest_versions_are_at_least_the_lowest(self):
+        lowest = self.pinned("lowest.txt")
+        assert [n for n, version in self.pinned("highest.txt").items() if version < lowest[n]] == []
+
+
+def test_a_wheel_made_from_the_sdist_holds_what_the_checkouts_wheel_holds(
+    wheel_content: Path, tmp_path: Path
+):
+    _build("sdist", ROOT, tmp_path)
+    [archive] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    for name in (
+        "LICENSE",
+        "README.md",
+        "Makefile",
+        "constraints/lowest.txt",
+        "tests/conftest.py",
+        "docs/licences.md",
+    ):
+        assert (unpacked / name).is_file(), name
+    _build("wheel", unpacked, tmp_path)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        names = {name for name in opened.namelist() if not name.endswith("/")}
+    assert names == {
+        path.relative_to(wheel_content).as_posix() for path in wheel_content.rglob("*") if path.is_file()
+    }
+
+
+def _build(target: str, source: Path, folder: Path) -> None:
+    """`hatchling build` of one target of the project in `source`, into `folder`."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)

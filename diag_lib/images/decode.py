@@ -40,8 +40,9 @@ _PLUGINS = {
     "PPM": "Ppm", "JPEG2000": "Jpeg2K", "AVIF": "Avif",
 }  # fmt: skip
 _OPTIONAL = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
+_SUPPORTED = features.get_supported()  # unlike `check`, silent about what an older Pillow has never heard of
 FORMATS: tuple[str, ...] = tuple(
-    name for name in _PLUGINS if name not in _OPTIONAL or features.check(_OPTIONAL[name])
+    name for name in _PLUGINS if name not in _OPTIONAL or _OPTIONAL[name] in _SUPPORTED
 )
 for _name in FORMATS:  # Image.open(formats=...) knows only imported plugins
     importlib.import_module(f"PIL.{_PLUGINS[_name]}ImagePlugin")  # JPEG opens MPO files too
