@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from steps_data import tiny_settings, write_images, write_teacher
 
@@ -64,6 +65,7 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+LONG = 5000  # epochs: nobody waits for them
 LEAKED = Path("data/val/fake/0027.png")
 
 
@@ -86,6 +88,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
         cell["source"] = parameters
         (tmp / "notebooks" / name).write_text(json.dumps(notebook), encoding="utf-8")
+        if name.startswith("00"):
+            cell["source"] = parameters.replace("/run'", "/long'").replace(
+                "overrides = {}", f"overrides = {{'training.epochs_s2': {LONG}}}"
+            )
+            (tmp / "notebooks" / "long.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     return tmp
 
 
@@ -140,7 +147,10 @@ class Opened:
 
     def __init__(self, page: Any, lab: str, name: str, wait: bool = True) -> None:
         self.page, self.outside = page, []
+        self.script_errors: list[str] = []
         page.on("request", lambda request: self._note(request.url, lab))
+        page.on("pageerror", lambda error: self.script_errors.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and self.script_errors.append(said.text))
         page.goto(f"{lab}/lab/tree/{name}?reset&token={TOKEN}")
         page.wait_for_function(READY, timeout=PATIENCE * 1000)
         page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
@@ -421,6 +431,55 @@ def test_the_gallery_writes_decisions_and_leaves_the_data_alone(pages: Any, work
     assert rows == ["path,action,label", f"{LEAKED.relative_to('data').as_posix()},exclude,"]
     assert before == {path: path.read_bytes() for path in (work / "data").rglob("*.png")}
     assert not list((work / "data").rglob("*.csv"))
+
+
+def _epochs(work: Path) -> list[dict[str, Any]]:
+    """The history of the long training up to its last whole epoch."""
+    [path] = (work / "long/artifacts/arms").glob("*/checkpoint.pt") or [None]
+    history: list[dict[str, Any]] = json.loads(torch.load(path, weights_only=True)["json"])["history"]
+    return history
+
+
+def _until_epochs(opened: Opened, work: Path, least: int) -> None:
+    for _ in range(PATIENCE * 2):
+        if list((work / "long/artifacts/arms").glob("*/checkpoint.pt")) and len(_epochs(work)) >= least:
+            return
+        opened.page.wait_for_timeout(500)
+    pytest.fail(f"less than {least} epochs: {opened.page.evaluate(CELLS)}")
+
+
+def test_stop_keeps_whole_epochs_and_running_again_goes_on(browser: Any, lab: str, work: Path) -> None:
+    page = browser.new_page(viewport={"width": 1440, "height": 1100})
+    opened = Opened(page, lab, "long.ipynb", wait=False)
+    stop = opened.place("symptoms-02").get_by_role("button", name="Stop")
+    stop.wait_for(timeout=PATIENCE * 1000)
+    _until_epochs(opened, work, 3)
+    opened.shoot("stop")
+    stop.focus()
+    page.keyboard.press("Enter")
+    before = len(_epochs(work))
+    page.get_by_text("begun training up to the last whole epoch").wait_for(timeout=30_000)
+    stop.wait_for(state="detached", timeout=30_000)
+    opened.shoot("stopped")
+    kept = _epochs(work)
+    assert before <= len(kept) <= before + 2 < LONG  # within an epoch, and one while the key travels
+    cells = page.evaluate(CELLS)
+    assert [out for cell in cells for out in cell["outputs"] if out.get("traceback")] == []
+    at = [cell["id"] for cell in cells].index("symptoms-02")
+    assert [cell["id"] for cell in cells[at + 1 :] if cell["count"]] == []  # the cells below wait
+
+    page.evaluate(SHOW, "symptoms-02")
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-cell'); }")
+    _until_epochs(opened, work, len(kept) + 2)
+    assert _epochs(work)[: len(kept)] == kept  # it went on, and did not begin again
+    page.evaluate("() => jupyterapp.commands.execute('notebook:enter-command-mode')")
+    page.keyboard.press("i")  # JupyterLab's own way, for kernels that hear no click
+    page.keyboard.press("i")
+    page.get_by_text("begun training up to the last whole epoch").wait_for(timeout=30_000)
+    more = _epochs(work)
+    assert more[: len(kept)] == kept
+    assert len(kept) + 2 <= len(more) < LONG
+    page.close()
 
 
 def _patch(text: str) -> tuple[int, int]:

@@ -52,6 +52,10 @@ def start(
     if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
         folder.write_text(SETTINGS_FILE, text)
     live.end_well_when_stopped(lambda: _stopped(folder))
+    if live.kernel_shell() is not None:
+        from diag_lib.widgets.stop import stop_button
+
+        stop_button()
     return settings, folder.root
 
 
