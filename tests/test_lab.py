@@ -615,7 +615,7 @@ def test_stop_keeps_whole_epochs_and_running_again_goes_on(browser: Any, lab: st
     page.evaluate("() => { jupyterapp.commands.execute('notebook:run-cell'); }")
     _until_epochs(opened, work, len(kept) + 2)
     assert _epochs(work)[: len(kept)] == kept  # it went on, and did not begin again
-    page.evaluate("() => jupyterapp.commands.execute('notebook:enter-command-mode')")
+    opened.place("symptoms-02").locator(".jp-InputPrompt").click()  # command mode
     page.keyboard.press("i")  # JupyterLab's own way, for kernels that hear no click
     page.keyboard.press("i")
     page.get_by_text("begun training up to the last whole epoch").wait_for(timeout=30_000)

@@ -72,7 +72,7 @@ def stop_button() -> StopButton | None:
     def ended(result: Any) -> None:
         shell.events.unregister("post_run_cell", ended)
         made.over()
-        shown.update(HTML(""))
+        shown.update(HTML(""))  # type: ignore[no-untyped-call,unused-ignore]
         for widget in (made.view, made.button, made.line):
             widget.close()
 
