@@ -576,16 +576,17 @@ def test_every_control_of_the_gallery_answers_its_keys(pages: Any) -> None:
     assert opened.script_errors == []
 
 
-def _epochs(work: Path) -> list[dict[str, Any]]:
-    """The history of the long training up to its last whole epoch."""
-    [path] = (work / "long/artifacts/arms").glob("*/checkpoint.pt") or [None]
-    history: list[dict[str, Any]] = json.loads(torch.load(path, weights_only=True)["json"])["history"]
-    return history
+def _epochs(work: Path) -> list[float]:
+    """The training loss of every whole epoch of the long training so far."""
+    for path in (work / "long/artifacts/arms").glob("*/checkpoint.pt"):
+        state = json.loads(torch.load(path, weights_only=True)["json"])
+        return list(state["history"]["train_loss"])
+    return []
 
 
 def _until_epochs(opened: Opened, work: Path, least: int) -> None:
     for _ in range(PATIENCE * 2):
-        if list((work / "long/artifacts/arms").glob("*/checkpoint.pt")) and len(_epochs(work)) >= least:
+        if len(_epochs(work)) >= least:
             return
         opened.page.wait_for_timeout(500)
     pytest.fail(f"less than {least} epochs: {opened.page.evaluate(CELLS)}")
@@ -605,7 +606,7 @@ def test_stop_keeps_whole_epochs_and_running_again_goes_on(browser: Any, lab: st
     stop.wait_for(state="detached", timeout=30_000)
     opened.shoot("stopped")
     kept = _epochs(work)
-    assert before <= len(kept) <= before + 10 < LONG  # at once, but for the key's way on a busy machine
+    assert before <= len(kept) < LONG / 10
     cells = page.evaluate(CELLS)
     assert [out for cell in cells for out in cell["outputs"] if out.get("traceback")] == []
     at = [cell["id"] for cell in cells].index("symptoms-02")
