@@ -122,14 +122,18 @@ def _close(fig: "Figure") -> None:
     fig.clear()
 
 
-def callout(severity: str, message: str, title: str | None = None) -> HTML:
-    """A coloured note; `severity` is ok, note, warning or error. Blank lines separate paragraphs."""
+def callout(severity: str, message: str, title: str | None = None, least_height: int = 0) -> HTML:
+    """A coloured note; `severity` is ok, note, warning or error. Blank lines separate paragraphs.
+
+    `least_height` in pixels keeps the place of a text that gets longer and shorter.
+    """
     word, glyph, edge, tint = SEVERITY_LOOK[severity]
     paragraphs = "".join(
         f'<p style="margin:.35em 0">{text(part)}</p>' for part in message.split("\n\n") if part.strip()
     )
+    place = f";min-height:{least_height}px" if least_height else ""
     return _html(
-        f'<div class="diag-callout diag-{severity}" role="note" style="{_box(edge, tint)}">'
+        f'<div class="diag-callout diag-{severity}" role="note" style="{_box(edge, tint)}{place}">'
         f'<p style="margin:0 0 .2em"><strong><span aria-hidden="true">{glyph}</span> '
         f"{text(title or word)}</strong></p>"
         f"{paragraphs}</div>"

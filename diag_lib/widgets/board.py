@@ -11,6 +11,7 @@ from IPython.display import HTML
 from diag_lib.live import live
 
 VIEW = "application/vnd.jupyter.widget-view+json"
+WORDS = 150
 LABEL = {"description_width": "8em"}
 
 
@@ -67,6 +68,11 @@ class Board(ABC):
             view = self.view._repr_mimebundle_()
             bundle[VIEW] = (view[0] if isinstance(view, tuple) else view)[VIEW]
         return bundle
+
+
+def place() -> int:
+    """Pixels kept for the words below a picture where controls change them, so that nothing below them jumps."""
+    return WORDS if live() else 0
 
 
 def slider_layout() -> ipw.Layout:
