@@ -11,7 +11,7 @@ from IPython.display import HTML
 from diag_lib.live import live
 
 VIEW = "application/vnd.jupyter.widget-view+json"
-WORDS = 150
+WORDS = 170
 LABEL = {"description_width": "8em"}
 
 
@@ -29,6 +29,7 @@ class Board(ABC):
             ipw.HBox(list(row), layout=ipw.Layout(flex_flow="row wrap", overflow="visible")) for row in rows
         ]
         self.picture = ipw.HTML(layout=ipw.Layout(width="100%"))
+        self.picture.add_class("jp-RenderedHTMLCommon")  # tables and text as in the other outputs
         self.view = ipw.VBox([*lines, self.picture], layout=ipw.Layout(width="100%", overflow="visible"))
         self.picture.value = self.still()
         for row in rows:
@@ -70,9 +71,9 @@ class Board(ABC):
         return bundle
 
 
-def place() -> int:
+def place(pixels: int = WORDS) -> int:
     """Pixels kept for the words below a picture where controls change them, so that nothing below them jumps."""
-    return WORDS if live() else 0
+    return pixels if live() else 0
 
 
 def slider_layout() -> ipw.Layout:
