@@ -171,7 +171,7 @@ class _Tile:
     def __init__(self) -> None:
         self.path: str | None = None
         # A height of its own: captions of one line or five do not move what stands below.
-        self.picture = ipw.HTML(layout=ipw.Layout(height="19em", overflow="auto"))
+        self.picture = ipw.HTML(layout=ipw.Layout(height="17em", overflow="auto"))
         self.picture.add_class("jp-RenderedHTMLCommon")
         self.choice = ipw.ToggleButtons(options=list(CHOICES), value=KEEP, style={"button_width": "auto"})
         self.view = ipw.VBox([self.picture, self.choice], layout=ipw.Layout(width="17em", overflow="visible"))
