@@ -325,7 +325,8 @@ def thumbnails(
         f'<figure style="margin:0;width:112px">'
         f'<img src="{_thumbnail(image)}" alt="{text(caption)}" width="112" '
         f'style="width:112px;height:auto;image-rendering:pixelated;border-radius:4px;background:#fff">'
-        f'<figcaption style="font-size:.8em;line-height:1.3;overflow-wrap:anywhere">{_breakable(caption)}</figcaption></figure>'
+        f'<figcaption style="font-size:.8em;line-height:1.3;overflow-wrap:anywhere">{_breakable(caption)}</figcaption>'
+        "</figure>"
         for image, caption in shown
     )
     above = f'<p style="margin:.2em 0 .5em"><strong>{text(title)}</strong></p>' if title else ""
