@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,18 +76,11 @@ def default_out(settings: "Settings") -> Path:
 def _training_overrides(preset: str) -> dict[str, Any]:
     """The preset's training part as dotted keys: data and models stay those of CONFIG."""
     from diag_lib.plain_yaml import parse_yaml
+    from diag_lib.settings import dotted
 
     text = (files("diag_lib") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
     tree = parse_yaml(text, f"preset {preset}") or {}
-    return dict(_dotted(tree.get("training", {}), "training."))
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return dotted({"training": tree.get("training", {})})
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
@@ -165,9 +158,9 @@ def complete_config(incomplete: str) -> list[str]:
 
 def complete_keys(incomplete: str) -> list[str]:
     """Settings keys with their `=`, for the shell's completion of `--set`."""
-    from diag_lib.settings import Settings
+    from diag_lib.settings import Settings, dotted
 
-    return [f"{key}=" for key, _ in _dotted(Settings().to_dict()) if key.startswith(incomplete)]
+    return [f"{key}=" for key in dotted(Settings().to_dict()) if key.startswith(incomplete)]
 
 
 def complete_faults(incomplete: str) -> list[str]:

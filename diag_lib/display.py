@@ -122,14 +122,18 @@ def _close(fig: "Figure") -> None:
     fig.clear()
 
 
-def callout(severity: str, message: str, title: str | None = None) -> HTML:
-    """A coloured note; `severity` is ok, note, warning or error. Blank lines separate paragraphs."""
+def callout(severity: str, message: str, title: str | None = None, least_height: int = 0) -> HTML:
+    """A coloured note; `severity` is ok, note, warning or error. Blank lines separate paragraphs.
+
+    `least_height` in pixels keeps the place of a text that gets longer and shorter.
+    """
     word, glyph, edge, tint = SEVERITY_LOOK[severity]
     paragraphs = "".join(
         f'<p style="margin:.35em 0">{text(part)}</p>' for part in message.split("\n\n") if part.strip()
     )
+    place = f";min-height:{least_height}px" if least_height else ""
     return _html(
-        f'<div class="diag-callout diag-{severity}" role="note" style="{_box(edge, tint)}">'
+        f'<div class="diag-callout diag-{severity}" role="note" style="{_box(edge, tint)}{place}">'
         f'<p style="margin:0 0 .2em"><strong><span aria-hidden="true">{glyph}</span> '
         f"{text(title or word)}</strong></p>"
         f"{paragraphs}</div>"
@@ -321,7 +325,8 @@ def thumbnails(
         f'<figure style="margin:0;width:112px">'
         f'<img src="{_thumbnail(image)}" alt="{text(caption)}" width="112" '
         f'style="width:112px;height:auto;image-rendering:pixelated;border-radius:4px;background:#fff">'
-        f'<figcaption style="font-size:.8em;overflow-wrap:anywhere">{_breakable(caption)}</figcaption></figure>'
+        f'<figcaption style="font-size:.8em;line-height:1.3;overflow-wrap:anywhere">{_breakable(caption)}</figcaption>'
+        "</figure>"
         for image, caption in shown
     )
     above = f'<p style="margin:.2em 0 .5em"><strong>{text(title)}</strong></p>' if title else ""

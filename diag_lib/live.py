@@ -34,6 +34,12 @@ def end_well_when_stopped(say: Callable[[], object]) -> None:
     shell.set_custom_exc((KeyboardInterrupt,), handler)
 
 
+def kernel_shell() -> Any:
+    """The shell of the notebook kernel that runs this, None anywhere else."""
+    shell = _shell()
+    return shell if getattr(shell, "kernel", None) is not None else None
+
+
 def _shell() -> Any:
     from IPython import get_ipython
 

@@ -7,6 +7,7 @@ key or an impossible value raises `UserError` with one line that names the key a
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -349,6 +350,18 @@ def load(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Sett
     return settings.with_overrides(overrides) if overrides else settings
 
 
+def check_parameters(config: object, run_dir: object, overrides: object) -> None:
+    """A notebook's three parameters are of the right kind. Raises `UserError` that names the first which is not."""
+    for name, value in (("config", config), ("run_dir", run_dir)):
+        if not isinstance(value, (str, os.PathLike)) or not str(value).strip() or "\0" in str(value):
+            raise UserError(f"parameter {name}: a path as text is expected, found {value!r}")
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise UserError(
+            f"parameter overrides: a mapping of dotted keys to values is expected, found {overrides!r};"
+            ' for example {"training.seed": 7}'
+        )
+
+
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     """`["a.b=1"]` to `{"a.b": 1}`; values are YAML. Raises `UserError` for a malformed one."""
     parsed: dict[str, Any] = {}
@@ -358,6 +371,28 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {text!r}: write it as key=value, e.g. --set training.seed=7")
         parsed[key.strip()] = parse_yaml(value, f"--set {key.strip()}")
     return parsed
+
+
+def dotted(patch: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` to `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in patch.items():
+        flat.update(
+            dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        )
+    return flat
+
+
+def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a.b": 1}` to `{"a": {"b": 1}}`."""
+    tree: dict[str, Any] = {}
+    for key, value in overrides.items():
+        *parents, leaf = key.split(".")
+        branch = tree
+        for part in parents:
+            branch = branch.setdefault(part, {})
+        branch[leaf] = value
+    return tree
 
 
 def _read(config: str | Path) -> tuple[str, str, Path, str]:

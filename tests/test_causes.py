@@ -6,9 +6,8 @@ import pytest
 
 from diag_lib.causes import CAUSES, Cause
 from diag_lib.evidence import Answer, Evidence, Finding
-from diag_lib.experiments import dotted
 from diag_lib.screens import Case, RuledOut, Suspicion
-from diag_lib.settings import Settings
+from diag_lib.settings import Settings, dotted
 from diag_lib.statistics import Auc
 
 BY_ID = {cause.id: cause for cause in CAUSES}

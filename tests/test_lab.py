@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from steps_data import tiny_settings, write_images, write_teacher
 
@@ -64,7 +65,8 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-LEAKED = Path("data/val/fake/0027.png")
+LONG = 5000  # epochs: nobody waits for them
+LEAKED = Path("data/val/fake/<img src=x onerror=window.hacked=2>.png")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
         cell["source"] = parameters
         (tmp / "notebooks" / name).write_text(json.dumps(notebook), encoding="utf-8")
+        if name.startswith("00"):
+            more = {"training.epochs_s2": LONG, "training.batch_size": 2, "runtime.budget": "full"}
+            cell["source"] = parameters.replace("/run'", "/long'").replace("{}", repr(more))
+            (tmp / "notebooks" / "long.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     return tmp
 
 
@@ -140,7 +146,10 @@ class Opened:
 
     def __init__(self, page: Any, lab: str, name: str, wait: bool = True) -> None:
         self.page, self.outside = page, []
+        self.script_errors: list[str] = []
         page.on("request", lambda request: self._note(request.url, lab))
+        page.on("pageerror", lambda error: self.script_errors.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and self.script_errors.append(said.text))
         page.goto(f"{lab}/lab/tree/{name}?reset&token={TOKEN}")
         page.wait_for_function(READY, timeout=PATIENCE * 1000)
         page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
@@ -201,6 +210,8 @@ class Opened:
 class Shown:
     """A board in the page: its controls by their labels, its picture, its text."""
 
+    SLIDERS = ".widget-inline-hbox:has(.noUi-target:not([disabled]))"
+
     def __init__(self, page: Any, place: Any) -> None:
         self.page, self.place = page, place
 
@@ -240,6 +251,23 @@ class Shown:
         )
         return self.settled()
 
+    def drive(self) -> "Driven":
+        """Move every control by its keys: each button of every row, each slider as soon as it can be moved."""
+        driven = Driven(self)
+        driven.sliders()
+        rows = self.place.locator(".widget-toggle-buttons")
+        for row in range(rows.count()):
+            buttons = rows.nth(row).locator("button")
+            for number in [*range(1, buttons.count()), 0]:
+                button = buttons.nth(number)
+                if "mod-active" not in str(button.get_attribute("class")):
+                    name = f"{rows.nth(row).locator('label').inner_text()}: {button.inner_text()}"
+                    button.focus()
+                    driven.press(name, "Space")
+                    assert "mod-active" in str(button.get_attribute("class")), name
+                    driven.sliders()
+        return driven
+
     def settled(self) -> str:
         """The text once the board has stopped changing and its picture is drawn: a redraw may come in several parts."""
         picture = self.place.locator(".widget-html img").first
@@ -249,6 +277,63 @@ class Shown:
             if self.content == seen and picture.evaluate("image => image.complete && image.clientHeight > 0"):
                 break
         return self.text
+
+
+class Driven:
+    """What was moved, which of it changed nothing, and how much higher or lower the board became at most."""
+
+    def __init__(self, board: Shown) -> None:
+        self.board, self.height = board, board.height
+        self.moved: list[str] = []
+        self.idle: list[str] = []
+        self.jump = 0.0
+
+    def press(self, name: str, key: str) -> None:
+        before = self.board.content
+        self.board.page.keyboard.press(key)
+        for _ in range(40):
+            self.board.page.wait_for_timeout(250)
+            if self.board.content != before:
+                break
+        self.board.settled()
+        self.moved.append(name)
+        if self.board.content == before:
+            self.idle.append(name)
+        self.jump = max(self.jump, abs(self.board.height - self.height))
+
+    def sliders(self) -> None:
+        """Those that can be moved now and were not yet, a step to the right, or from the end to the left."""
+        rows = self.board.place.locator(Shown.SLIDERS)
+        for row in range(rows.count()):
+            name = rows.nth(row).locator("label").inner_text()
+            if name not in self.moved:
+                handle = rows.nth(row).locator(".noUi-handle")
+                handle.focus()
+                last = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
+                self.press(name, "ArrowLeft" if last else "ArrowRight")
+
+
+BOARDS = {
+    ("02_teacher.ipynb", "teacher-threshold"): ["threshold"],
+    ("02_teacher.ipynb", "teacher-browser"): ["picture", "row", "column", "show", "order"],
+    ("03_logits.ipynb", "logits-balance"): ["alpha_distill", "temperature", "normalize", "loss", "student"],
+    ("03_logits.ipynb", "logits-browser"): ["picture", "row", "column", "show", "order"],
+    ("05_distillation.ipynb", "distillation-threshold"): ["threshold", "scores of"],
+    ("05_distillation.ipynb", "distillation-arms"): ["first arm", "second arm"],
+}
+
+
+@pytest.mark.parametrize(("name", "cell"), list(BOARDS))
+def test_every_control_of_every_board_answers_its_keys(pages: Any, name: str, cell: str) -> None:
+    opened = pages(name)
+    board = opened.board(cell)
+    driven = board.drive()
+    opened.shoot(f"driven-{cell}")
+    assert {moved.split(":")[0] for moved in driven.moved} == set(BOARDS[name, cell])
+    assert driven.idle == []
+    assert driven.jump == 0
+    assert opened.script_errors == []
+    assert opened.page.evaluate("window.hacked") is None
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +419,38 @@ def test_the_settings_panel_checks_as_typed_and_the_cells_below_follow(pages: An
     assert json.loads((work / "run" / "panel.json").read_text()) == {}
 
 
+def test_every_field_of_the_panel_is_checked_as_it_is_typed(pages: Any) -> None:
+    opened = pages("06_verdict.ipynb")
+    panel = opened.place("settings")
+    height = panel.bounding_box()["height"]
+    wrong = {
+        "dataset.root": "/nowhere", "teacher.arch": "ladeda8", "teacher.weights": "nowhere.safetensors",
+        "student.arch": "ladeda8",
+    }  # fmt: skip
+    for key, text in wrong.items():
+        field = panel.get_by_label(key, exact=True)
+        own = field.input_value()
+        field.focus()
+        opened.page.keyboard.press("Control+A")
+        opened.page.keyboard.type(text)
+        panel.get_by_text(re.compile("Not possible|Not in use yet")).wait_for(timeout=30_000)
+        assert panel.bounding_box()["height"] == height, key
+        opened.page.keyboard.press("Control+A")
+        opened.page.keyboard.type(own)
+        panel.get_by_text("settings of the parameters cell").wait_for(timeout=30_000)
+    for name in ("raw", "left_diag", "standard", "full"):
+        button = panel.get_by_role("button", name=name, exact=True)
+        button.focus()
+        opened.page.keyboard.press("Space")
+        panel.get_by_text("Not in use yet").wait_for(timeout=30_000)
+        assert "mod-active" in str(button.get_attribute("class"))
+        assert panel.bounding_box()["height"] == height, name
+    panel.get_by_role("button", name="Back to the parameters").focus()
+    opened.page.keyboard.press("Enter")
+    panel.get_by_text("settings of the parameters cell").wait_for(timeout=30_000)
+    assert opened.script_errors == []
+
+
 def test_hostile_settings_are_shown_as_text(pages: Any) -> None:
     opened = pages("06_verdict.ipynb")
     panel = opened.place("settings")
@@ -356,17 +473,17 @@ def test_the_heat_map_browser_answers_the_keyboard(pages: Any) -> None:
     opened = pages("03_logits.ipynb")
     board = opened.board("logits-browser")
     opened.shoot("browser_start")
-    assert "1 of 49" in board.text
+    assert "1 of 50" in board.text
     height = board.height
     board.button("Next").focus()
-    assert "2 of 49" in board.after(lambda: opened.page.keyboard.press("Enter"))
-    assert "3 of 49" in board.after(lambda: opened.page.keyboard.press("Enter"))  # the focus stayed
+    assert "2 of 50" in board.after(lambda: opened.page.keyboard.press("Enter"))
+    assert "3 of 50" in board.after(lambda: opened.page.keyboard.press("Enter"))  # the focus stayed
     board.slider("row").focus()
     before = _patch(board.text)
     board.after(lambda: opened.page.keyboard.press("ArrowRight"))
     assert _patch(board.text)[0] == before[0] + 1
     board.button("only fake").focus()
-    assert "1 of 24" in board.after(lambda: opened.page.keyboard.press("Space"))
+    assert "1 of 25" in board.after(lambda: opened.page.keyboard.press("Space"))
     assert board.height == height  # nothing jumps
     opened.shoot("browser_fake")
 
@@ -418,9 +535,95 @@ def test_the_gallery_writes_decisions_and_leaves_the_data_alone(pages: Any, work
     place.get_by_text("Saved.").wait_for(timeout=30_000)
     opened.shoot("curation")
     rows = (work / "run" / "curation.csv").read_text(encoding="utf-8").splitlines()
+    assert opened.page.evaluate("window.hacked") is None  # the name of the leaked picture is a tag
     assert rows == ["path,action,label", f"{LEAKED.relative_to('data').as_posix()},exclude,"]
     assert before == {path: path.read_bytes() for path in (work / "data").rglob("*.png")}
     assert not list((work / "data").rglob("*.csv"))
+
+
+def test_every_control_of_the_gallery_answers_its_keys(pages: Any) -> None:
+    opened = pages("01_audit.ipynb")
+    place = opened.place("curation").locator(".jp-OutputArea-output").first
+    height = place.bounding_box()["height"]
+    issues = place.locator(".widget-toggle-buttons").first.locator("button")
+
+    def press(button: Any, key: str, then: str | re.Pattern[str]) -> None:
+        button.focus()
+        opened.page.keyboard.press(key)
+        place.get_by_text(then).first.wait_for(timeout=30_000)
+        assert abs(place.bounding_box()["height"] - height) <= 0
+
+    for number in [*range(issues.count()), 0]:
+        name = issues.nth(number).inner_text().rpartition(" (")[0]
+        press(issues.nth(number), "Space", f"{name}, page 1 of")
+    pages_of = int(
+        place.get_by_text(re.compile("page 1 of")).inner_text().split("page 1 of ")[1].split(".")[0]
+    )
+    press(place.get_by_role("button", name="Next"), "Enter", f"page {min(2, pages_of)} of {pages_of}")
+    press(place.get_by_role("button", name="Previous"), "Enter", f"page 1 of {pages_of}")
+    keep, exclude, relabel = (
+        place.get_by_role("button", name=name, exact=True).first for name in ("keep", "exclude", "relabel")
+    )
+    press(relabel, "Space", "1 to relabel")
+    press(keep, "Space", "0 to relabel")
+    press(exclude, "Space", re.compile("[1-9][0-9]* to exclude"))
+    press(
+        place.get_by_role("button", name=re.compile("^Exclude all")),
+        "Enter",
+        re.compile("[1-9][0-9]* to exclude"),
+    )
+    opened.shoot("gallery_driven")
+    assert opened.script_errors == []
+
+
+def _epochs(work: Path) -> list[float]:
+    """The training loss of every whole epoch of the long training so far."""
+    for path in (work / "long/artifacts/arms").glob("*/checkpoint.pt"):
+        state = json.loads(torch.load(path, weights_only=True)["json"])
+        return list(state["history"]["train_loss"])
+    return []
+
+
+def _until_epochs(opened: Opened, work: Path, least: int) -> None:
+    for _ in range(PATIENCE * 2):
+        if len(_epochs(work)) >= least:
+            return
+        opened.page.wait_for_timeout(500)
+    pytest.fail(f"less than {least} epochs: {opened.page.evaluate(CELLS)}")
+
+
+def test_stop_keeps_whole_epochs_and_running_again_goes_on(browser: Any, lab: str, work: Path) -> None:
+    page = browser.new_page(viewport={"width": 1440, "height": 1100})
+    opened = Opened(page, lab, "long.ipynb", wait=False)
+    stop = opened.place("symptoms-02").get_by_role("button", name="Stop")
+    stop.wait_for(timeout=PATIENCE * 1000)
+    _until_epochs(opened, work, 3)
+    opened.shoot("stop")
+    stop.focus()
+    page.keyboard.press("Enter")
+    before = len(_epochs(work))
+    page.get_by_text("begun training up to the last whole epoch").wait_for(timeout=30_000)
+    stop.wait_for(state="detached", timeout=30_000)
+    opened.shoot("stopped")
+    kept = _epochs(work)
+    assert before <= len(kept) < LONG / 10
+    cells = page.evaluate(CELLS)
+    assert [out for cell in cells for out in cell["outputs"] if out.get("traceback")] == []
+    at = [cell["id"] for cell in cells].index("symptoms-02")
+    assert [cell["id"] for cell in cells[at + 1 :] if cell["count"]] == []  # the cells below wait
+
+    page.evaluate(SHOW, "symptoms-02")
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-cell'); }")
+    _until_epochs(opened, work, len(kept) + 2)
+    assert _epochs(work)[: len(kept)] == kept  # it went on, and did not begin again
+    opened.place("symptoms-02").locator(".jp-InputPrompt").click()  # command mode
+    page.keyboard.press("i")  # JupyterLab's own way, for kernels that hear no click
+    page.keyboard.press("i")
+    page.get_by_text("begun training up to the last whole epoch").wait_for(timeout=30_000)
+    more = _epochs(work)
+    assert more[: len(kept)] == kept
+    assert len(kept) + 2 <= len(more) < LONG
+    page.close()
 
 
 def _patch(text: str) -> tuple[int, int]:

@@ -9,9 +9,9 @@ import pytest
 from diag_lib import baseline, distillation, logits, teacher, verdict
 from diag_lib.causes import CAUSES, Fix
 from diag_lib.evidence import Evidence, Finding, RunFolder
-from diag_lib.experiments import Comparison, Measured, compare, dotted, nested
+from diag_lib.experiments import Comparison, Measured, compare
 from diag_lib.screens import Case, RuledOut, Suspicion
-from diag_lib.settings import Settings, load
+from diag_lib.settings import Settings, dotted, load, nested
 from diag_lib.statistics import Auc
 from tests.steps_data import tiny_settings, write_images, write_teacher
 

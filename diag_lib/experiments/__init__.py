@@ -11,7 +11,7 @@ from collections.abc import Callable
 from diag_lib.experiments import on_data, on_training
 from diag_lib.experiments.comparison import SIGNIFICANT, Comparison, Measured, compare, half_b
 from diag_lib.experiments.on_data import leaked_paths, write_curation
-from diag_lib.experiments.trials import BCE_ONLY, STATUS_QUO, Trials, dotted, nested
+from diag_lib.experiments.trials import BCE_ONLY, STATUS_QUO, Trials
 
 __all__ = [
     "BCE_ONLY",
@@ -22,11 +22,9 @@ __all__ = [
     "Measured",
     "Trials",
     "compare",
-    "dotted",
     "experiment",
     "half_b",
     "leaked_paths",
-    "nested",
     "write_curation",
 ]
 

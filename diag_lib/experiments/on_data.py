@@ -17,11 +17,12 @@ from diag_lib.experiments.comparison import (
     from_difference,
     half_b,
 )
-from diag_lib.experiments.trials import BCE_ONLY, STATUS_QUO, Trials, dotted
+from diag_lib.experiments.trials import BCE_ONLY, STATUS_QUO, Trials
 from diag_lib.images.alike import write_alike
 from diag_lib.images.manifest import read_curation
 from diag_lib.probes import retrain
 from diag_lib.screens import normalization_patch
+from diag_lib.settings import dotted
 from diag_lib.statistics import (
     Auc,
     auc,

@@ -10,7 +10,7 @@ from diag_lib.evidence import Evidence, RunFolder
 from diag_lib.experiments.comparison import SIGNIFICANT, Comparison, Measured, compare, half_b
 from diag_lib.probes import retrain
 from diag_lib.screens import Case
-from diag_lib.settings import Settings
+from diag_lib.settings import Settings, dotted, nested
 from diag_lib.statistics import Auc
 from diag_lib.training import ArmResult
 
@@ -192,28 +192,6 @@ class Trials:
         """The arm whose AUC a fault of validity would flatter: the better of the status quo and BCE only."""
         trained = [arm for arm in self.arms(STATUS_QUO, BCE_ONLY) if arm is not None and arm.auc.defined]
         return max(trained, key=lambda arm: arm.auc.value, default=None)
-
-
-def dotted(patch: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` to `{"a.b": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in patch.items():
-        flat.update(
-            dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-        )
-    return flat
-
-
-def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a.b": 1}` to `{"a": {"b": 1}}`."""
-    tree: dict[str, Any] = {}
-    for key, value in overrides.items():
-        *parents, leaf = key.split(".")
-        branch = tree
-        for part in parents:
-            branch = branch.setdefault(part, {})
-        branch[leaf] = value
-    return tree
 
 
 def _arm_order(name: str) -> tuple[int, str]:

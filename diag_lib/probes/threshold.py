@@ -47,6 +47,13 @@ def confusion(labels: Ints, scores: Floats, threshold: float) -> Confusion:
     return Confusion(counts[0], counts[1], counts[2], counts[3])
 
 
+def mistakes(labels: Ints, scores: Floats, threshold: float, label: int) -> Ints:
+    """Rows of the images of class `label` that `scores > threshold` calls wrongly, the worst first; never NaN ones."""
+    wrong = scores > threshold if label == 0 else scores <= threshold
+    rows = np.flatnonzero((labels == label) & wrong)
+    return rows[np.argsort(scores[rows] if label else -scores[rows], kind="stable")]
+
+
 def candidates(scores: Floats, most: int = 101) -> list[float]:
     """At most about `most` thresholds between neighbouring scores, evenly spread over the images, and 0."""
     finite = np.unique(scores[np.isfinite(scores)])

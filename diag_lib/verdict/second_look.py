@@ -15,13 +15,12 @@ from diag_lib.experiments import (
     STATUS_QUO,
     Comparison,
     Trials,
-    dotted,
     experiment,
     leaked_paths,
     write_curation,
 )
 from diag_lib.screens import CLEARLY_WORKS, Case, Suspicion
-from diag_lib.settings import load
+from diag_lib.settings import dotted, load
 from diag_lib.statistics import Auc
 from diag_lib.training import ArmResult
 from diag_lib.verdict.judging import CLEARLY_LESS, Trial, judge_all, strongest_rival

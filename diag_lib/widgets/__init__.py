@@ -6,6 +6,7 @@ from diag_lib.widgets.board import Board
 from diag_lib.widgets.curation import CurationBoard, curation_board
 from diag_lib.widgets.heatmaps import HeatmapBrowser, heatmap_browser
 from diag_lib.widgets.panel import SettingsPanel, settings_panel
+from diag_lib.widgets.stop import StopButton, stop_button
 from diag_lib.widgets.threshold import ThresholdBoard, threshold_board
 
 __all__ = [
@@ -15,11 +16,13 @@ __all__ = [
     "CurationBoard",
     "HeatmapBrowser",
     "SettingsPanel",
+    "StopButton",
     "ThresholdBoard",
     "arm_board",
     "balance_board",
     "curation_board",
     "heatmap_browser",
     "settings_panel",
+    "stop_button",
     "threshold_board",
 ]

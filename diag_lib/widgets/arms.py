@@ -10,7 +10,7 @@ from diag_lib.distillation import STATUS_QUO, DistillationResult, describe
 from diag_lib.evidence import RunFolder
 from diag_lib.plots import seeds as pictures
 from diag_lib.seeds import BySeed, SeedPair, by_seed, headline, pair_up, reading
-from diag_lib.widgets.board import Board, buttons
+from diag_lib.widgets.board import Board, buttons, place
 
 _SEVERITY = {"better": "ok", "worse": "warning", "open": "note", "not trained": "note"}
 
@@ -43,7 +43,7 @@ class ArmBoard(Board):
             display.table(
                 _table(pairs, first, second), f"AUC on half B, {first} and {second} from the same seed"
             ),
-            display.callout(_SEVERITY[pairs[0].verdict], words, title),
+            display.callout(_SEVERITY[pairs[0].verdict], words, title, place()),
         ]
 
     def _trained(self, name: str) -> str:

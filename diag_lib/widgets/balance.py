@@ -13,7 +13,7 @@ from diag_lib.losses import DISTILLATION_LOSSES, KEEPS_IMAGE_MEAN, NORMALIZATION
 from diag_lib.plots import balance as pictures
 from diag_lib.probes.balance import Balance, Choice, Terms, balance, headline, reading, terms
 from diag_lib.settings import Settings
-from diag_lib.widgets.board import LABEL, Board, buttons, slider_layout
+from diag_lib.widgets.board import LABEL, Board, buttons, place, slider_layout
 
 ALPHAS = (
     0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5,
@@ -76,7 +76,7 @@ class BalanceBoard(Board):
         )
         return [
             display.figure(pictures.board(found, now, self.choice), alt=alt),
-            display.callout(severity, reading(now, self.choice), self._title),
+            display.callout(severity, reading(now, self.choice), self._title, place()),
         ]
 
     @property

@@ -11,6 +11,7 @@ from IPython.display import HTML
 from diag_lib.live import live
 
 VIEW = "application/vnd.jupyter.widget-view+json"
+WORDS = 170
 LABEL = {"description_width": "8em"}
 
 
@@ -28,6 +29,7 @@ class Board(ABC):
             ipw.HBox(list(row), layout=ipw.Layout(flex_flow="row wrap", overflow="visible")) for row in rows
         ]
         self.picture = ipw.HTML(layout=ipw.Layout(width="100%"))
+        self.picture.add_class("jp-RenderedHTMLCommon")  # tables and text as in the other outputs
         self.view = ipw.VBox([*lines, self.picture], layout=ipw.Layout(width="100%", overflow="visible"))
         self.picture.value = self.still()
         for row in rows:
@@ -67,6 +69,11 @@ class Board(ABC):
             view = self.view._repr_mimebundle_()
             bundle[VIEW] = (view[0] if isinstance(view, tuple) else view)[VIEW]
         return bundle
+
+
+def place(pixels: int = WORDS) -> int:
+    """Pixels kept for the words below a picture where controls change them, so that nothing below them jumps."""
+    return pixels if live() else 0
 
 
 def slider_layout() -> ipw.Layout:

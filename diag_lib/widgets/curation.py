@@ -18,10 +18,11 @@ from diag_lib.evidence import RunFolder
 from diag_lib.images import DecodeError, decode
 from diag_lib.images.views import fit
 from diag_lib.plots.style import CLASS_NAMES
-from diag_lib.widgets.board import Board, buttons
+from diag_lib.widgets.board import Board, buttons, place
 
 PAGE = 6
 TILE = 128
+SAID = 100
 KEEP = "keep"
 CHOICES = (KEEP, "exclude", "relabel")
 NOTHING = "The audit found no picture that needs a decision."
@@ -108,8 +109,8 @@ class CurationBoard(Board):
         counts = pd.Series(list(self.marks.values()), dtype=object).value_counts()
         told = f"{counts.get('exclude', 0)} to exclude, {counts.get('relabel', 0)} to relabel"
         last = math.ceil(len(self.issues[self.issue.value]) / PAGE)
-        place = f"{self.issue.value}, page {self.page + 1} of {last}"
-        return [display.callout("note", f"{place}. {self.said}", f"Decisions: {told}")]
+        where = f"{self.issue.value}, page {self.page + 1} of {last}"
+        return [display.callout("note", f"{where}. {self.said}", f"Decisions: {told}", place(SAID))]
 
     def _pixels(self, path: str) -> npt.NDArray[np.uint8]:
         with contextlib.suppress(DecodeError, KeyError):
@@ -169,7 +170,9 @@ class _Tile:
 
     def __init__(self) -> None:
         self.path: str | None = None
-        self.picture = ipw.HTML()
+        # A height of its own: captions of one line or five do not move what stands below.
+        self.picture = ipw.HTML(layout=ipw.Layout(height="17em", overflow="auto"))
+        self.picture.add_class("jp-RenderedHTMLCommon")
         self.choice = ipw.ToggleButtons(options=list(CHOICES), value=KEEP, style={"button_width": "auto"})
         self.view = ipw.VBox([self.picture, self.choice], layout=ipw.Layout(width="17em", overflow="visible"))
 

@@ -15,7 +15,15 @@ from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder, refuse_address
 from diag_lib.images import keep_out_of_dataset, refuse_missing
 from diag_lib.live import live
-from diag_lib.settings import ARCHITECTURES, BUDGET_IMAGE_STEPS, Preprocess, Settings, load
+from diag_lib.settings import (
+    ARCHITECTURES,
+    BUDGET_IMAGE_STEPS,
+    Preprocess,
+    Settings,
+    check_parameters,
+    dotted,
+    load,
+)
 from diag_lib.widgets.board import LABEL, Board, buttons
 
 KEPT = "panel.json"
@@ -114,7 +122,7 @@ class SettingsPanel(Board):
     def still(self) -> str:
         """The settings that the cells below use, as a table: those of the panel, and all that are not the default."""
         settings = self._settings(self.overrides)
-        default, now = _leaves(Settings().to_dict()), _leaves(settings.to_dict())
+        default, now = dotted(Settings().to_dict()), dotted(settings.to_dict())
         names = [*_KEYS, *(key for key in now if key not in _KEYS and now[key] != default[key])]
         rows = [(name, _said(name, now[name])) for name in names]
         table = display.table(
@@ -128,7 +136,7 @@ class SettingsPanel(Board):
 
     def _shown(self, settings: Settings, key: str) -> str:
         """The setting as a field's text; places inside the working directory without it."""
-        value = _leaves(settings.to_dict())[key]
+        value = dotted(settings.to_dict())[key]
         text = "" if value is None else str(value)
         return text.removeprefix(f"{self._base}{os.sep}")
 
@@ -167,13 +175,7 @@ def settings_panel(
     Raises `UserError` when the parameters are not allowed.
     """
     base = resources.base_dir()
-    for name, value in (("config", config), ("run_dir", run_dir)):
-        if not isinstance(value, (str, os.PathLike)) or not str(value).strip() or "\0" in str(value):
-            raise UserError(f"parameter {name}: a path as text is expected, found {value!r}")
-    if overrides is not None and not isinstance(overrides, Mapping):
-        raise UserError(
-            f"parameter overrides: a mapping of dotted keys to values is expected, found {overrides!r}"
-        )
+    check_parameters(config, run_dir, overrides)
     refuse_address(run_dir)
     run = RunFolder(base / Path(run_dir).expanduser())
     return SettingsPanel(config if isinstance(config, str) else Path(config), run, overrides or {}, base)
@@ -221,14 +223,6 @@ def _said(key: str, value: object) -> str:
     if value is None:
         return NO_WEIGHTS if key.endswith(".weights") else "null"
     return str(value)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        found.update(inner)
-    return found
 
 
 def _button() -> ipw.Layout:

@@ -16,7 +16,7 @@ from diag_lib.evidence import RunFolder
 from diag_lib.images import open_split
 from diag_lib.live import live
 from diag_lib.plots import threshold as pictures
-from diag_lib.probes.threshold import Confusion, Floats, Ints, candidates, confusion
+from diag_lib.probes.threshold import Confusion, Floats, Ints, candidates, confusion, mistakes
 from diag_lib.settings import Settings
 from diag_lib.teacher import TeacherResult
 from diag_lib.widgets.board import LABEL, Board, buttons, slider_layout
@@ -120,13 +120,6 @@ def threshold_board(
         scored = {name: result.arms[name].val_scores for name in names if name in result.arms}
     tables = {name: (_ints(table["label"]), _floats(table["score"])) for name, table in scored.items()}
     return ThresholdBoard(tables, _files(result.settings, run, scored))
-
-
-def mistakes(labels: Ints, scores: Floats, threshold: float, label: int) -> Ints:
-    """Rows of the images of class `label` that `scores > threshold` calls wrongly, the worst first; never NaN ones."""
-    wrong = scores > threshold if label == 0 else scores <= threshold
-    rows = np.flatnonzero((labels == label) & wrong)
-    return rows[np.argsort(scores[rows] if label else -scores[rows], kind="stable")]
 
 
 def _files(settings: Settings, run: RunFolder, scored: Mapping[str, pd.DataFrame]) -> Files:

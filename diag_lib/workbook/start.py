@@ -11,7 +11,7 @@ from diag_lib import live, resources
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS, RunFolder
 from diag_lib.images import beside_run
-from diag_lib.settings import Settings, load
+from diag_lib.settings import Settings, check_parameters, load
 
 SETTINGS_FILE = "settings.yaml"
 
@@ -40,7 +40,9 @@ def start(
     ------
     UserError : a parameter or a setting is not allowed, or the folder cannot be written.
     """
-    _check(step, config, run_dir, overrides)
+    if step not in STEPS:
+        raise UserError(f"step {step!r} does not exist; steps: {', '.join(STEPS)}")
+    check_parameters(config, run_dir, overrides)
     with contextlib.chdir(resources.base_dir()):
         settings = load(Path(config) if not isinstance(config, str) else config, dict(overrides or {}))
         folder = RunFolder(Path(run_dir).expanduser())
@@ -52,6 +54,10 @@ def start(
     if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
         folder.write_text(SETTINGS_FILE, text)
     live.end_well_when_stopped(lambda: _stopped(folder))
+    if live.kernel_shell() is not None:
+        from diag_lib.widgets.stop import stop_button
+
+        stop_button()
     return settings, folder.root
 
 
@@ -77,16 +83,3 @@ def prepare_data(settings: Settings, config: str | os.PathLike[str]) -> None:
     if config == "demo":
         # The demo stands above this module: it is looked up only when it is asked for.
         importlib.import_module("diag_lib.demo").ensure_data(settings)
-
-
-def _check(step: object, config: object, run_dir: object, overrides: object) -> None:
-    if step not in STEPS:
-        raise UserError(f"step {step!r} does not exist; steps: {', '.join(STEPS)}")
-    for name, value in (("config", config), ("run_dir", run_dir)):
-        if not isinstance(value, (str, os.PathLike)) or not str(value).strip() or "\0" in str(value):
-            raise UserError(f"parameter {name}: a path as text is expected, found {value!r}")
-    if overrides is not None and not isinstance(overrides, Mapping):
-        raise UserError(
-            f"parameter overrides: a mapping of dotted keys to values is expected, found {overrides!r};"
-            ' for example {"training.seed": 7}'
-        )
