@@ -107,6 +107,33 @@ def test_evidence_and_tables_are_written(clean: Path, clean_result: audit.AuditR
     ]  # fmt: skip
 
 
+def test_a_stopped_audit_goes_on_with_the_files_that_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make(tmp_path / "data", each=5)
+    whole = audited(root, tmp_path / "undisturbed")
+    monkeypatch.setattr(scan, "BLOCK", 6)
+    seen: list[str] = []
+    real = scan.measure
+
+    def stopped(file: str, fitting: scan.Fitting | None) -> scan.Row:
+        if len(seen) == 15:
+            raise KeyboardInterrupt
+        seen.append(file)
+        return real(file, fitting)
+
+    monkeypatch.setattr(scan, "measure", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        audited(root, tmp_path / "run")
+    monkeypatch.setattr(scan, "measure", lambda file, fitting: (seen.append(file), real(file, fitting))[1])
+    del seen[12:]  # two blocks were kept, the third was not finished
+    again = audited(root, tmp_path / "run")
+    assert len(seen) == len(set(seen)) == 20
+    pd.testing.assert_frame_equal(again.frame, whole.frame)
+    pd.testing.assert_frame_equal(again.sample, whole.sample)
+    assert not list((tmp_path / "run").rglob("*.partial.parquet"))
+
+
 def test_only_new_files_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make(tmp_path / "data", each=4)
     seen: list[str] = []

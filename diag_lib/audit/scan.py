@@ -36,6 +36,7 @@ IN_PROCESS = 1500
 """Fewer files than this are not worth starting processes for."""
 
 CHUNK = 64
+BLOCK = 20_000
 COLUMNS = (
     "reason", "file_hash", "pixel_hash", "thumbnail", "centre_thumbnail", "format", "mode", "width", "height",
     "frames", "orientation", "has_exif", "software", "camera", "has_alpha", "jpeg_quality", "jpeg_tables",
@@ -65,21 +66,38 @@ def scan_images(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`rows` (columns of `ImageTable.frame`) with `COLUMNS`, and the readable `sampled` ones with `SAMPLE_COLUMNS` too.
 
-    Files that both caches know are not opened; the caches are rewritten when something is new or gone.
+    Files that both caches know are not opened; the caches are rewritten when something is new or gone. A stopped scan
+    leaves what it has beside them, for the next one.
     """
     names = np.array(identities(rows), dtype=object)
     core_version, deep_version = str(SCAN_VERSION), f"{SCAN_VERSION} {fitting.mode} {fitting.size}"
-    core, deep = _read(caches[0], COLUMNS, core_version), _read(caches[1], SAMPLE_COLUMNS, deep_version)
+    partial = tuple(cache.with_suffix(".partial.parquet") for cache in caches)
+    core, deep = (
+        _joined(_read(cache, columns, version), _read(part, columns, version))
+        for cache, part, columns, version in zip(
+            caches, partial, (COLUMNS, SAMPLE_COLUMNS), (core_version, deep_version), strict=True
+        )
+    )
     todo = ~pd.Index(names).isin(core.index) | (sampled & ~pd.Index(names).isin(deep.index))
-    if todo.any():
+    blocks = _blocks(np.flatnonzero(todo))
+    unsaved = 0
+    for number, block in enumerate(blocks, 1):
         files = [
             (file, fitting if far else None)
-            for file, far in zip(rows["file"][todo], sampled[todo], strict=True)
+            for file, far in zip(rows["file"].iloc[block], sampled[block], strict=True)
         ]
-        measured = over_files(measure, files, workers, "Reading images" * progress)
-        new = pd.DataFrame(measured, columns=[*COLUMNS, *SAMPLE_COLUMNS], index=names[todo])
+        part_of = f" ({number} of {len(blocks)})" if len(blocks) > 1 else ""
+        measured = over_files(measure, files, workers, f"Reading images{part_of}" * progress)
+        new = pd.DataFrame(measured, columns=[*COLUMNS, *SAMPLE_COLUMNS], index=names[block])
         core = _joined(core, new[list(COLUMNS)])
-        deep = _joined(deep, new.loc[sampled[todo], list(SAMPLE_COLUMNS)])
+        deep = _joined(deep, new.loc[sampled[block], list(SAMPLE_COLUMNS)])
+        unsaved += len(block)
+        if (
+            number < len(blocks) and unsaved >= len(core) // 3
+        ):  # ever more seldom: the tables are written whole
+            write_parquet(core.reset_index(names="identity").assign(version=core_version), partial[0])
+            write_parquet(deep.reset_index(names="identity").assign(version=deep_version), partial[1])
+            unsaved = 0
     left = rows.drop(columns=["file", "identity"], errors="ignore").reset_index(drop=True)
     frame = pd.concat([left, core.loc[names].reset_index(names="identity")], axis=1)
     used = deep.loc[names[sampled]].reset_index(names="identity")
@@ -87,13 +105,22 @@ def scan_images(
         write_parquet(frame.assign(version=core_version), caches[0])
     if todo.any() or len(used) != len(deep):
         write_parquet(used.assign(version=deep_version), caches[1])
+    for part in partial:
+        part.unlink(missing_ok=True)
     # `object`, not pandas' own strings: those cannot hold the undecodable bytes of a file name.
     frame = frame.assign(file=pd.Series(rows["file"].tolist(), index=frame.index, dtype="object"))
     sample = pd.concat([frame[sampled].reset_index(drop=True), used.drop(columns="identity")], axis=1)
     return frame, sample[sample["reason"] == ""].reset_index(drop=True)
 
 
+def _blocks(indices: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Pieces of at most `BLOCK`: a row takes far less memory in a table than by itself."""
+    return [indices[start : start + BLOCK] for start in range(0, len(indices), BLOCK)]
+
+
 def _joined(known: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    if new.empty:
+        return known
     both = new if known.empty else pd.concat([known, new])
     return both[~both.index.duplicated(keep="last")]
 
