@@ -217,14 +217,15 @@ def badge(severity: str) -> str:
 def table(df: "pd.DataFrame", caption: str, max_rows: int = MAX_ROWS) -> HTML:
     """A data frame as a table, its index only where it is named; at most `max_rows` rows, and it says so.
 
-    Underscores of column names become spaces, truth values yes and no; an empty frame is said, not drawn.
+    Underscores of column names become spaces (not in a heading of several words, whose names are quoted as they are),
+    truth values yes and no; an empty frame is said, not drawn.
     """
     if df.empty:
         return _html(f'<p class="diag-said" style="margin:1em 0"><strong>{text(caption)}:</strong> none.</p>')
     shown = df.head(max_rows)
     if df.index.name or df.index.nlevels > 1:
         shown = shown.reset_index()
-    head = [str(column).replace("_", " ") for column in shown.columns]
+    head = [name if " " in name else name.replace("_", " ") for name in map(str, shown.columns)]
     numeric = [_is_numeric(shown.iloc[:, place]) for place in range(shown.shape[1])]
     body = "".join(
         "<tr>" + "".join(_cell(value, right) for value, right in zip(row, numeric, strict=True)) + "</tr>"

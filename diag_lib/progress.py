@@ -33,9 +33,10 @@ class Bar(tqdm):  # type: ignore[misc,type-arg,unused-ignore]
 
     def close(self) -> None:
         """End the bar; nothing is noted any more."""
-        if not self.disable:
+        shown = not self.disable
+        super().close()  # may draw the bar once more, and disables it
+        if shown:
             _note("")
-        super().close()
 
 
 def duration(seconds: float | None) -> str:

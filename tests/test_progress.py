@@ -66,5 +66,11 @@ def test_what_a_process_does_can_be_read_while_it_does_it(tmp_path: Path, monkey
         bar.refresh()
         assert progress.noted(place) == "teacher pass: 3 of 4 images"
     assert progress.noted(place) == ""
+    monkeypatch.setattr(
+        progress, "_redrawn", lambda: True
+    )  # as in a terminal: the bar is drawn when it closes
+    with progress.Bar(total=2, desc="audit", unit="image", file=open(os.devnull, "w")) as bar:
+        bar.update(2)
+    assert progress.noted(place) == ""
     place.write_text("\x1b[31m" + "x" * 500, encoding="utf-8")
     assert progress.noted(place) == ("[31m" + "x" * 500)[:100]  # nothing commands the terminal

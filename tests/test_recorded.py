@@ -150,6 +150,8 @@ def test_a_healthy_loop_raises_no_suspicion_and_every_check_has_an_answer(record
     assert len(answers) == 14
     assert answers.pop("symptoms.losses_agree") != "no"
     assert answers.pop("symptoms.teacher_fit") == "yes"
+    # So few images leave a pooling open where a processor rounds otherwise.
+    assert answers.pop("symptoms.pooling") in ("no", "undecided")
     assert set(answers.values()) == {"no"}, answers
     assert result.auc is not None and result.finding("auc_at_chance").ci == result.auc.ci
     assert result.auc.ci[0] > 0.9
