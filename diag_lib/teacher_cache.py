@@ -102,6 +102,7 @@ class TeacherMaps:
         self._rows = np.zeros((len(images.frame), squares), np.int64)
         self._contents = content_hashes(images.frame["file"].tolist(), cache, worker_count(settings))
         self._scale: LogitScale | None = None
+        self._portion = Portion("teacher pass")
 
     def get(self, indices: Indices, views: Indices | None = None) -> Tensor:
         """Patch logits (B, 1, h, w), float32 on the CPU, computed if missing; `views` default to view 0."""
@@ -218,10 +219,6 @@ class TeacherMaps:
                 places = self._store(square).append(keys, np.concatenate(maps))
                 self._kinds[some, square], self._rows[some, square] = places
         self.computed += len(index)
-
-    @cached_property
-    def _portion(self) -> Portion:
-        return Portion("teacher pass")
 
     @cached_property
     def _network(self) -> nn.Module:

@@ -1,6 +1,8 @@
 """The networks: architecture facts, preprocessing, timm heads, weights, alignment, pooling."""
 
+import os
 import pickle
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -385,6 +387,33 @@ def user_module(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield "my_detector"
     sys.modules.pop("my_detector", None)
+
+
+def test_a_strided_point_convolution_of_users_survives_training_and_computes_the_same(tmp_path, monkeypatch):
+    """In a process of its own: where torch's kernel is broken the training ends in a crash."""
+    (tmp_path / "points.py").write_text(
+        "import torch\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    return torch.nn.Conv2d(3, 1, kernel_size=1, stride=4)\n"
+    )
+    script = (
+        "import torch, points\n"
+        "from diag_lib.models import build\n"
+        "model = build('points:make', None)[0].to(memory_format=torch.channels_last)\n"
+        "x = torch.randn(32, 3, 64, 64).contiguous(memory_format=torch.channels_last)\n"
+        "torch.testing.assert_close(model(x), points.make()(x), rtol=1e-4, atol=1e-5)\n"
+        "for _ in range(20):\n"
+        "    model(x).square().mean().backward()\n"
+        "print('survived')\n"
+    )
+    environment = {
+        **os.environ,
+        "DIAG_TRUST_CODE": "1",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+    }
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stdout == "survived\n", done.stderr
 
 
 def test_user_code_runs_only_when_trusted(user_module, monkeypatch):

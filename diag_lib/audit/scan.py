@@ -71,15 +71,9 @@ def scan_images(
     """
     names = np.array(identities(rows), dtype=object)
     core_version, deep_version = str(SCAN_VERSION), f"{SCAN_VERSION} {fitting.mode} {fitting.size}"
-    partial = tuple(cache.with_suffix(".partial.parquet") for cache in caches)
-    core, deep = (
-        _joined(_read(cache, columns, version), _read(part, columns, version))
-        for cache, part, columns, version in zip(
-            caches, partial, (COLUMNS, SAMPLE_COLUMNS), (core_version, deep_version), strict=True
-        )
-    )
-    todo = ~pd.Index(names).isin(core.index) | (sampled & ~pd.Index(names).isin(deep.index))
-    blocks = _blocks(np.flatnonzero(todo))
+    core, deep = _known(caches[0], COLUMNS, core_version), _known(caches[1], SAMPLE_COLUMNS, deep_version)
+    missing = ~pd.Index(names).isin(core.index) | (sampled & ~pd.Index(names).isin(deep.index))
+    blocks = _blocks(np.flatnonzero(missing))
     unsaved = 0
     for number, block in enumerate(blocks, 1):
         files = [
@@ -92,25 +86,38 @@ def scan_images(
         core = _joined(core, new[list(COLUMNS)])
         deep = _joined(deep, new.loc[sampled[block], list(SAMPLE_COLUMNS)])
         unsaved += len(block)
-        if (
-            number < len(blocks) and unsaved >= len(core) // 3
-        ):  # ever more seldom: the tables are written whole
-            write_parquet(core.reset_index(names="identity").assign(version=core_version), partial[0])
-            write_parquet(deep.reset_index(names="identity").assign(version=deep_version), partial[1])
+        # ever more seldom, as the tables are written whole
+        if number < len(blocks) and unsaved >= len(core) // 3:
+            _keep(core, core_version, caches[0])
+            _keep(deep, deep_version, caches[1])
             unsaved = 0
     left = rows.drop(columns=["file", "identity"], errors="ignore").reset_index(drop=True)
     frame = pd.concat([left, core.loc[names].reset_index(names="identity")], axis=1)
     used = deep.loc[names[sampled]].reset_index(names="identity")
-    if todo.any() or len(frame) != len(core):
+    if missing.any() or len(frame) != len(core):
         write_parquet(frame.assign(version=core_version), caches[0])
-    if todo.any() or len(used) != len(deep):
+    if missing.any() or len(used) != len(deep):
         write_parquet(used.assign(version=deep_version), caches[1])
-    for part in partial:
-        part.unlink(missing_ok=True)
+    for cache in caches:
+        _partial(cache).unlink(missing_ok=True)
     # `object`, not pandas' own strings: those cannot hold the undecodable bytes of a file name.
     frame = frame.assign(file=pd.Series(rows["file"].tolist(), index=frame.index, dtype="object"))
     sample = pd.concat([frame[sampled].reset_index(drop=True), used.drop(columns="identity")], axis=1)
     return frame, sample[sample["reason"] == ""].reset_index(drop=True)
+
+
+def _partial(cache: Path) -> Path:
+    """Where a scan that is not through keeps what will stand in `cache`."""
+    return cache.with_suffix(".partial.parquet")
+
+
+def _keep(table: pd.DataFrame, version: str, cache: Path) -> None:
+    write_parquet(table.reset_index(names="identity").assign(version=version), _partial(cache))
+
+
+def _known(cache: Path, columns: Sequence[str], version: str) -> pd.DataFrame:
+    """What finished and stopped scans have measured, by identity."""
+    return _joined(_read(cache, columns, version), _read(_partial(cache), columns, version))
 
 
 def _blocks(indices: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:

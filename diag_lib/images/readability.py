@@ -7,7 +7,6 @@ it cannot be read ("" when it can) and a thumbnail. A damaged cache is made anew
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from diag_lib.files import whole
 from diag_lib.images import hashing
 from diag_lib.images.decode import MAX_PIXELS, DecodeError, Pixels, decode
 
@@ -91,15 +91,8 @@ def identities(rows: pd.DataFrame) -> list[str]:
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
     """Write a table atomically (temporary file, then rename). Raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        frame.to_parquet(temporary, index=False)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole(path) as partial:
+        frame.to_parquet(partial, index=False)
 
 
 def _read(file: Path | None) -> dict[str, tuple[str, bytes]]:

@@ -188,8 +188,8 @@ def _from_user_code(arch: str, size: int) -> FactoryModel:
 def _avoid_broken_kernel(net: nn.Module) -> None:
     """Let 1x1 convolutions with a stride, of a few channels, take every so many pixels first: the same, but safe.
 
-    Their backward pass in torch 2.14's CPU kernels (oneDNN, channels_last, 2 to 7 channels, without AVX-512) writes
-    beyond its memory and ends the process.
+    Their backward pass in torch 2.14's CPU kernels (oneDNN, channels_last, 2 to 7 channels; seen on a processor without
+    AVX-512) writes beyond its memory and ends the process.
     """
     for module in net.modules():
         if (

@@ -122,10 +122,8 @@ def rate_ladder(
         portion = Portion("rate probe")
         with thread_count(choose(settings).threads):
             for index in batches:
-                x, y = (
-                    _inputs(settings, images, index),
-                    torch.from_numpy(images.labels[index]).float().to(device),
-                )
+                x = _inputs(settings, images, index)
+                y = torch.from_numpy(images.labels[index]).float().to(device)
                 _, loss, attached = portion.run(len(y), partial(_gradients, model, x, y, settings.pooling))
                 losses.append(loss)
                 if not attached or not np.isfinite(loss):

@@ -9,6 +9,7 @@ import yaml
 
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS, Finding, RunFolder
+from diag_lib.settings import dotted
 from diag_lib.workbook.bars import row
 from diag_lib.workbook.scrub import Scrubber
 from diag_lib.workbook.start import SETTINGS_FILE
@@ -158,22 +159,13 @@ def _setting_rows(folders: Sequence[RunFolder]) -> list[list[str]]:
             tree = yaml.safe_load((folder.root / SETTINGS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             tree = None
-        flat.append(_flat(_mapping(tree)))
+        flat.append(dotted(_mapping(tree)))
     keys = list(dict.fromkeys(key for settings in flat for key in settings))
     return [
         [key, *(hide(str(settings.get(key, ABSENT))) for settings in flat)]
         for key in keys
         if len({str(settings.get(key)) for settings in flat}) > 1
     ]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in tree.items():
-        result.update(
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        )
-    return result
 
 
 def _laid_out(lines: Sequence[Sequence[str]]) -> str:
