@@ -7,10 +7,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diag_lib import settings as settings_module
 from diag_lib.errors import UserError
 from diag_lib.plain_yaml import parse_yaml
 from diag_lib.settings import Settings, load, parse_assignments, preset_names
+from diag_lib.settings.merging import every_key
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -187,7 +187,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-leaf_keys = list(settings_module._leaf_keys(Settings().to_dict()))
+leaf_keys = list(every_key(Settings().to_dict()))
 
 
 @given(st.sampled_from(leaf_keys), json_values)
