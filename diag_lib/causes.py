@@ -35,7 +35,8 @@ class Cause:
 
     `rival`: it makes a student learn worse, like other causes do; of several, the one that brings most is named.
     `experiment` names an entry of `diag_lib.experiments.EXPERIMENTS` (or an arm as ``arm:<id>``), None for a
-    direct proof. `yields_to` lists causes that, once established, explain the same evidence.
+    direct proof. `yields_to` lists causes that, once established, explain the same evidence. `stands_in`: where the fix
+    is no setting, the entry of `diag_lib.experiments.REPAIRS` that takes the cause out of play for the second look.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Cause:
     yields_to: tuple[str, ...] = ()
     told_apart_by: str = ""
     rival: bool = False
+    stands_in: str | None = None
 
 
 def _patch(**distillation: float | str) -> dict[str, Any]:
@@ -134,6 +136,7 @@ CAUSES: list[Cause] = [
             "Exclude the leaked validation images and split by group.",
             "split again so that near-duplicates stay on one side",
         ),
+        stands_in="leaks_excluded",
     ),
     Cause(
         id="shortcut",
@@ -148,6 +151,7 @@ CAUSES: list[Cause] = [
             "re-encode both classes alike (same codec, quality, chroma subsampling, size)",
             "judge the detector only on images that were saved alike",
         ),
+        stands_in="saved_alike",
     ),
     Cause(
         id="evaluation_bug",
@@ -262,6 +266,7 @@ CAUSES: list[Cause] = [
             "Flip the label mapping of train (real = 0, fake = 1).", None, "swap the class folders of train"
         ),
         yields_to=("corrupt_images",),
+        stands_in="labels_swapped_back",
     ),
     Cause(
         id="labels_shuffled",
@@ -277,6 +282,7 @@ CAUSES: list[Cause] = [
             "then run the workbook again",
         ),
         yields_to=("corrupt_images",),
+        stands_in="labels_unused",
     ),
     Cause(
         id="label_noise",
@@ -291,6 +297,7 @@ CAUSES: list[Cause] = [
             "write a curation.csv (path, action, label) and set dataset.curation",
         ),
         yields_to=("corrupt_images", "labels_inverted_train", "labels_shuffled"),
+        stands_in="labels_unused",
     ),
     Cause(
         id="teacher_preprocessing",

@@ -4,18 +4,18 @@ Needs nothing but torch. The training is not changed by it: weights, gradients, 
 random numbers are, bit for bit, those of a training without it.
 """
 
-import json
 import time
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diag_lib.errors import UserError
+from diag_lib.recorder_file import RecordingFile
 from diag_lib.recorder_signals import (
     NORMS,
     Batch,
@@ -124,7 +124,7 @@ class TrainingRecorder:
     ) -> None:
         self.path = Path(path)
         self._began, self._spent = time.perf_counter(), 0.0
-        self._file: IO[str] | None = None
+        self._file: RecordingFile | None = None
         self._hooks: list[Any] = []
         self._step_hooks: list[Any] = []
         if rank() != 0:
@@ -138,8 +138,7 @@ class TrainingRecorder:
             raise UserError("recorder: the model has no parameters; give the network that is trained")
         optimizers = optimizers_of(optimizer)
         self._scaler = scaler if scaler is not None else getattr(optimizer, "scaler", None)
-        self._steps = self._updates = self._epochs = 0
-        self._stage = 1
+        self._steps = self._updates = 0
         self._off: set[str] = set()
         self._sums: dict[str, list[tuple[Any, int]]] = {}
         self._examined: tuple[int, Gradients] | None = None
@@ -152,7 +151,8 @@ class TrainingRecorder:
         self._start = {name: p.detach().cpu().clone() for name, p in self._parameters.items()}
         self._norm_means = running_means(self._model)
         self._counts = {"steps": 0, "updates": 0}
-        self._open()
+        self._file = RecordingFile(self.path, SCHEMA)
+        self._epochs, self._stage = self._file.epochs, self._file.stage
         self._watch(optimizers)
         self._hooks.append(unwrapped(model).register_forward_pre_hook(self._before_forward))
         start = {"weights": fingerprint(self._parameters.values()), "tensors": self._tensor_table(False)}
@@ -179,7 +179,7 @@ class TrainingRecorder:
         `teacher_patches` (B, ...). Give the very tensors that the losses were made of, not detached ones.
         Called after `backward()`, it records all but the gradients of each loss.
         """
-        if self._file is None:
+        if not self._recording:
             return
         started = time.perf_counter()
         batch = Batch(loss, distill, task, logits, labels, student_patches, teacher_patches)
@@ -217,7 +217,7 @@ class TrainingRecorder:
         that was evaluated if it is another object than the trained one; `epoch`, its number if the loop does not count
         on.
         """
-        if self._file is None:
+        if not self._recording:
             return
         started = time.perf_counter()
         self._epochs = self._epochs + 1 if epoch is None else int(epoch)
@@ -247,7 +247,7 @@ class TrainingRecorder:
 
     def stage(self, optimizer: Any, *, scaler: Any = None) -> None:
         """A further stage with another optimiser begins."""
-        if self._file is None:
+        if not self._recording:
             return
         self._stage += 1
         self._watch(optimizers_of(optimizer))
@@ -256,14 +256,13 @@ class TrainingRecorder:
 
     def close(self) -> None:
         """Write the end and let go of model and optimiser; called by `with`."""
-        if self._file is not None:
+        if self._recording:
             self._write({"event": "end", "steps": self._steps, "updates": self._updates})
         for hook in (*self._hooks, *self._step_hooks):
             hook.remove()
         self._hooks, self._step_hooks = [], []
         if self._file is not None:
             self._file.close()
-            self._file = None
 
     def __enter__(self) -> "TrainingRecorder":
         return self
@@ -271,50 +270,19 @@ class TrainingRecorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self._file is not None:
+        if kind is not None and self._recording:
             self._write({"event": "stopped", "error": kind.__name__})
         self.close()
 
     # ---- the file
 
-    def _open(self) -> None:
-        """Append to a recording, or begin one. A line that a kill has cut off is ended first."""
-        try:
-            text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
-            if text.strip() and f'"{SCHEMA}"' not in text.partition("\n")[0]:
-                raise UserError(
-                    f"recorder {self.path.name}: this file is no recording; name another one or remove it"
-                )
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8", buffering=1)
-            if not _alone(self._file):
-                self._file.close()
-                self._file = None
-                told = (
-                    f"recorder {self.path.name}: another training is writing to it; nothing is recorded here"
-                )
-                warnings.warn(told, RuntimeWarning, stacklevel=3)
-                return
-            if text and not text.endswith("\n"):
-                self._file.write("\n")
-        except OSError as error:
-            raise UserError(f"recorder {self.path.name}: cannot be written ({error.strerror})") from None
-        for line in text.splitlines():
-            try:
-                event = json.loads(line)
-                self._epochs = int(event["epoch"]) if event["event"] == "epoch" else self._epochs
-                self._stage = int(event.get("stage", self._stage))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue
-
     def _write(self, record: dict[str, Any]) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
-        except (OSError, ValueError, TypeError) as error:
-            self._file = None
-            warnings.warn(f"recorder: recording ended, {error}", RuntimeWarning, stacklevel=3)
+        if self._file is not None:
+            self._file.write(record)
+
+    @property
+    def _recording(self) -> bool:
+        return self._file is not None and self._file.open
 
     def _guarded(self, what: str, measure: Any, *arguments: Any) -> Any:
         """The measurement, or None; one that fails is noted, and not tried again."""
@@ -378,13 +346,13 @@ class TrainingRecorder:
         self._step_hooks += [o.register_step_post_hook(self._after_update) for o in optimizers]
 
     def _before_update(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
-        if self._observe and self._file is not None and not self._before:
+        if self._observe and self._recording and not self._before:
             started = time.perf_counter()
             self._before = {name: p.detach().clone() for name, p in self._parameters.items()}
             self._spent += time.perf_counter() - started
 
     def _after_update(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
-        if self._file is None or optimizer is not self._optimizers[-1]:
+        if not self._recording or optimizer is not self._optimizers[-1]:
             return
         started = time.perf_counter()
         self._updates += 1
@@ -438,7 +406,7 @@ class TrainingRecorder:
 
     def _before_forward(self, module: nn.Module, inputs: Any) -> None:
         """The first forward pass in eval mode since an update: which weights are evaluated?"""
-        if module.training or self._evaluated is not None or self._file is None or self._versions is None:
+        if module.training or self._evaluated is not None or not self._recording or self._versions is None:
             return
         started = time.perf_counter()
         self._replaced = self._marks() != self._versions
@@ -516,18 +484,3 @@ def _joined(part: Any) -> Tensor:
     ):
         return torch.cat([torch.as_tensor(one) for one in part])
     return torch.as_tensor(part)
-
-
-def _alone(file: IO[str]) -> bool:
-    """Lock the file for this process until it is closed; True where the system has no such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 from diag_lib.experiments import on_data, on_training
 from diag_lib.experiments.comparison import SIGNIFICANT, Comparison, Measured, compare, half_b
-from diag_lib.experiments.on_data import leaked_paths, write_curation
+from diag_lib.experiments.repairs import REPAIRS
 from diag_lib.experiments.trials import BCE_ONLY, STATUS_QUO, Trials
 
 __all__ = [
     "BCE_ONLY",
     "EXPERIMENTS",
+    "REPAIRS",
     "SIGNIFICANT",
     "STATUS_QUO",
     "Comparison",
@@ -24,8 +25,6 @@ __all__ = [
     "compare",
     "experiment",
     "half_b",
-    "leaked_paths",
-    "write_curation",
 ]
 
 EXPERIMENTS: dict[str, Callable[[Trials], Comparison | None]] = {

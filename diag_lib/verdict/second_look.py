@@ -8,19 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from diag_lib import images
 from diag_lib.causes import CAUSES, Cause, inflating
-from diag_lib.experiments import (
-    BCE_ONLY,
-    STATUS_QUO,
-    Comparison,
-    Trials,
-    experiment,
-    leaked_paths,
-    write_curation,
-)
+from diag_lib.experiments import BCE_ONLY, REPAIRS, STATUS_QUO, Comparison, Trials, experiment
 from diag_lib.screens import CLEARLY_WORKS, Case, Suspicion
-from diag_lib.settings import dotted, load
+from diag_lib.settings import dotted
 from diag_lib.statistics import Auc
 from diag_lib.training import ArmResult
 from diag_lib.verdict.judging import CLEARLY_LESS, Trial, judge_all, strongest_rival
@@ -119,38 +110,17 @@ def _proof(cause: Cause, world: Trials, told: str) -> Comparison | None:
 
 def _repairs(trials: Trials, sure: Sequence[NamedCause]) -> dict[str, Any]:
     """Dotted settings under which the causes no longer act, as far as a setting or a derived dataset can do that."""
+    stands_in = {cause.id: cause.stands_in for cause in CAUSES}
     changes: dict[str, Any] = {}
     for cause in sure:
+        name = stands_in[cause.id]
         if cause.fix.settings:
             changes = {**dotted(cause.fix.settings), **changes}
-        elif cause.id in ("labels_shuffled", "label_noise"):
-            changes |= _without_labels(trials)
-        elif cause.id == "labels_inverted_train":
-            file = trials.run.artifact("experiments/train_labels_flipped/curation.csv")
-            changes |= {"dataset.curation": str(file)} if file.is_file() else {}
-        elif cause.id == "leakage":
-            table = images.read_table(trials.settings).frame
-            leaks = table[table["path"].isin(leaked_paths(trials.source)) & (table["split"] == "val")]
-            changes["dataset.curation"] = str(write_curation(trials, "leaks_excluded", leaks, "exclude"))
-        elif cause.id == "shortcut":
-            file = trials.run.artifact("experiments/encoded_alike/settings.yaml")
-            alike = load(file) if file.is_file() else None
-            changes |= {"dataset.root": str(alike.dataset.root), "dataset.curation": None} if alike else {}
+        elif name is not None:
+            changes |= REPAIRS[name](trials)
     return changes
 
 
 def _labels_alone(changes: Mapping[str, Any]) -> tuple[str, ...]:
     """The arm that learns from the labels alone, unless they are what was taken out of play."""
     return () if changes.get("training.distillation.alpha_task") == 0.0 else (BCE_ONLY,)
-
-
-def _without_labels(trials: Trials) -> dict[str, Any]:
-    """All weight on the teacher, where it is known to be good; nothing where labels are all there is."""
-    known, weights = trials.case.interval("teacher.auc"), trials.settings.training.distillation
-    if weights.alpha_distill == 0 or known is None or known[0] <= trials.case.limits.teacher_auc_good:
-        return {}
-    everything = weights.alpha_distill + weights.alpha_task
-    return {
-        "training.distillation.alpha_distill": everything,
-        "training.distillation.alpha_task": 0.0,
-    }
