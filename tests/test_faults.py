@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from diag_lib.errors import UserError
-from diag_lib.faults import FAULTS, prepare
+from diag_lib.faults import FAULTS, prepare, suite
 from diag_lib.faults.inject import Fault
 from diag_lib.faults.loops import Loop, reported_auc
 from diag_lib.history import read_history
@@ -231,6 +232,21 @@ def test_an_unknown_fault_is_one_line_that_lists_what_exists(tmp_path):
     assert "\n" not in text
     assert "did you mean leakage?" in text
     assert all(re.search(rf"\b{fault_id}\b", text) for fault_id in FAULTS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_process_of_the_lab_that_dies_is_one_line(tmp_path, monkeypatch):
+    def dies(case, folder):
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(suite, "_kept", dies)
+    with pytest.raises(UserError, match="fault lab died"):
+        suite.run_suite("quick", causes=["leakage", "shortcut"], out=tmp_path)
+    assert not (tmp_path / "faults.json").exists()
 
 
 @pytest.mark.slow

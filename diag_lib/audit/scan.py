@@ -16,13 +16,13 @@ import pandas as pd
 from PIL import Image
 
 from diag_lib.audit import jpeg, spectrum
-from diag_lib.errors import UserError
 from diag_lib.images import hashing
 from diag_lib.images.decode import Decoded, DecodeError, Pixels, decode_bytes, name_disagrees, read_bytes
 from diag_lib.images.readability import identities, write_parquet
 from diag_lib.images.store import parallel
 from diag_lib.images.views import fit, path_keys
 from diag_lib.progress import Bar
+from diag_lib.workers import deaths_told
 
 SCAN_VERSION = 2
 SAMPLE = 2000
@@ -167,23 +167,18 @@ def over_files(
         shown = Bar(files, desc=title, unit="image", disable=not title, leave=False)
         return parallel(lambda each: work(*each), shown, workers)
     from joblib import Parallel, delayed
-    from joblib.externals.loky.process_executor import BrokenProcessPool
 
     chunks = [list(files[start : start + CHUNK]) for start in range(0, len(files), CHUNK)]
     results = Parallel(n_jobs=workers if chosen is None else chosen, return_as="generator")(
         delayed(_chunk)(work, chunk) for chunk in chunks
     )
     shown = Bar(results, desc=title, total=len(chunks), unit="chunk", disable=not title, leave=False)
-    try:
+    told = (
+        "a worker process died while it read images (killed, out of memory, or a decoder crashed): set "
+        "runtime.workers lower, or to 1 to let threads of this process read them"
+    )
+    with deaths_told(told):
         return [row for rows in shown for row in rows]
-    except Exception as error:
-        # dask gives up on a piece of work over which several of its workers died
-        if not isinstance(error, BrokenProcessPool) and type(error).__name__ != "KilledWorker":
-            raise
-        raise UserError(
-            "a worker process died while it read images (killed, out of memory, or a decoder crashed): set "
-            "runtime.workers lower, or to 1 to let threads of this process read them"
-        ) from None
 
 
 def _chosen_jobs() -> int | None:

@@ -31,6 +31,7 @@ from diag_lib.progress import Bar
 from diag_lib.settings import Settings, load
 from diag_lib.statistics import Auc, auc_difference_unpaired
 from diag_lib.workbook.fingerprint import code_version
+from diag_lib.workers import deaths_told
 
 SCHEMA = "diag/faults/1"
 FIRST_SCORED_SEED = 201
@@ -97,7 +98,9 @@ def run_suite(suite: str, *, causes: Sequence[str] | None = None, seeds: int = 1
     workers, started = min(len(cases), os.cpu_count() or 1), time.perf_counter()
     jobs = (joblib.delayed(_kept)(case, folder.root / "cases") for case in cases)
     done = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")(jobs)
-    rows = list(Bar(done, total=len(cases), desc="cases", unit="case"))
+    told = "a process of the fault lab died (killed, or out of memory): run it again, finished cases are kept"
+    with deaths_told(told):
+        rows = list(Bar(done, total=len(cases), desc="cases", unit="case"))
     rows.sort(key=lambda row: (row["kind"], row["case"], row["seed"]))
     figures = score(rows) | {"workers": workers, "wall_seconds": round(time.perf_counter() - started)}
     folder.write_json("faults.json", {"schema": SCHEMA, **figures, "cases": rows})

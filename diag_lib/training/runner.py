@@ -10,7 +10,6 @@ import torch
 
 from diag_lib import tensorboard_events
 from diag_lib.devices import choose, thread_count
-from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder
 from diag_lib.files import disk_errors
 from diag_lib.images import open_split
@@ -39,6 +38,7 @@ from diag_lib.training.folder import (
 from diag_lib.training.jobs import Job, Splits, make_job
 from diag_lib.training.launch import launch
 from diag_lib.training.loop import Student, train
+from diag_lib.workers import deaths_told
 
 
 class ArmResults(dict[str, ArmResult]):
@@ -263,7 +263,6 @@ def _processes(data: Data, group: Sequence[Job]) -> int:
 def _in_processes(splits: Splits, shares: Sequence[Sequence[Job]], fraction: float, progress: bool) -> None:
     """Each share of the arms in lockstep in a process of its own; the bar follows their checkpoints."""
     from joblib import Parallel, delayed
-    from joblib.externals.loky.process_executor import BrokenProcessPool
 
     everything = [job for share in shares for job in share]
     finished = threading.Event()
@@ -275,14 +274,14 @@ def _in_processes(splits: Splits, shares: Sequence[Sequence[Job]], fraction: flo
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
+    told = (
+        "a training process died (killed, out of memory, or crashed in native code): finished epochs are kept, "
+        "the next run goes on from there; set runtime.processes lower if it dies again"
+    )
     try:
         calls = (delayed(_worker)(splits.settings, splits.run.root, share, fraction) for share in shares)
-        Parallel(n_jobs=len(shares), backend="loky")(calls)
-    except BrokenProcessPool:
-        raise UserError(
-            "a training process died (killed, out of memory, or crashed in native code): finished epochs are kept, "
-            "the next run goes on from there; set runtime.processes lower if it dies again"
-        ) from None
+        with deaths_told(told):
+            Parallel(n_jobs=len(shares), backend="loky")(calls)
     finally:
         finished.set()
         follower.join()
