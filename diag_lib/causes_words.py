@@ -61,8 +61,8 @@ EVIDENCE = {
     "capacity": "`baseline.overfit_batch` says no although gradients flow and weights move.",
     "too_little_data": "train has fewer than 412 images of a class (`audit.imbalance`) and the student knows them far "
     "better than val (`baseline.auc`).",
-    "no_signal": "neither train nor val can be learned (`baseline.heldout_train`, `baseline.val_learnable`), yet one "
-    "batch can be overfit (`baseline.overfit_batch`), and no probe of the optimisation helps.",
+    "no_signal": "neither train nor val can be learned (`baseline.heldout_train`, `baseline.val_learnable`, each or "
+    "their mean), yet one batch can be overfit (`baseline.overfit_batch`), and no probe of the optimisation helps.",
     "offset_mismatch": "`logits.offset`: the means of teacher and student patches differ by more than their spread; "
     "the teacher is informative.",
     "heavy_tailed_teacher": "`logits.heavy_tail`: few teacher patches of enormous size make up the loss; the teacher is "

@@ -239,6 +239,23 @@ def test_no_signal_is_certain_only_when_no_way_of_training_helps() -> None:
     assert screen(case(*silent[:3], teacher(0.8, 0.9), bce_only=0.5)).weak
 
 
+def test_a_val_that_hardly_differs_from_a_coin_is_judged_together_with_train() -> None:
+    screen = BY_ID["no_signal"].screen
+    rest = found("baseline.overfit_batch", "yes"), teacher(0.46, 0.54), found("baseline.learning_rate", "no")
+
+    def opinion(train: tuple[float, float], val: tuple[float, float], answer: str = "undecided") -> object:
+        halves = (
+            found("baseline.heldout_train", "no", train),
+            found("baseline.val_learnable", answer, val),
+        )
+        return screen(case(*halves, *rest, bce_only=0.5))
+
+    assert not opinion((0.43, 0.52), (0.52, 0.63)).weak
+    assert opinion((0.50, 0.58), (0.52, 0.66)).weak, "their mean may be above .60"
+    assert opinion((0.36, 0.44), (0.57, 0.69)).weak, "val alone looks as if it could be learned"
+    assert opinion((0.43, 0.52), (0.62, 0.70), "yes") is None
+
+
 def test_a_wrong_normalisation_is_corrected_as_the_teachers_probe_proved_it() -> None:
     fix = BY_ID["student_normalization"].fix
     wrong = found("audit.normalization", "yes")

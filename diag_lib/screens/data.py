@@ -1,7 +1,9 @@
 """Which causes that lie in the images or their labels does the evidence make suspect?"""
 
+import math
 from typing import Any
 
+from diag_lib.evidence import Finding
 from diag_lib.screens.case import (
     CLEARLY_WORKS,
     ENOUGH_A_CLASS,
@@ -236,19 +238,38 @@ def class_imbalance(case: Case) -> Suspicion | RuledOut | None:
 
 
 def no_signal(case: Case) -> Suspicion | RuledOut | None:
+    """Neither split can be learned from itself, each for certain or both taken together."""
     held_out, val = case.finding("baseline.heldout_train"), case.finding("baseline.val_learnable")
     batch = case.finding("baseline.overfit_batch")
     if held_out is None or val is None or case.baseline_learns is not False:
         return None
-    if held_out.answer == "no" and val.answer == "no" and batch is not None and batch.answer == "yes":
-        because = (
-            f"neither train {interval_text(held_out.ci)} nor val {interval_text(val.ci)} can be learned, "
-            "yet one batch can be overfit"
-        )
-        evidence = (held_out.id, val.id, batch.id, *OPTIMISATION)
-        open_still = any(_may_help(case, name) for name in (*OPTIMISATION, "baseline.resize"))
-        return Suspicion(because, evidence, weak=open_still or case.rescued or case.teacher_useless is False)
-    return None
+    if held_out.answer != "no" or val.answer == "yes" or batch is None or batch.answer != "yes":
+        return None
+    because = (
+        f"neither train {interval_text(held_out.ci)} nor val {interval_text(val.ci)} can be learned, "
+        "yet one batch can be overfit"
+    )
+    evidence = (held_out.id, val.id, batch.id, *OPTIMISATION)
+    open_still = any(_may_help(case, name) for name in (*OPTIMISATION, "baseline.resize"))
+    open_still = open_still or case.rescued or case.teacher_useless is False
+    if val.answer == "no":
+        return Suspicion(because, evidence, weak=open_still)
+    together = _mean_interval(held_out, val)
+    unclear = together is None or val.value is None or max(val.value, together[1]) >= case.limits.baseline_auc
+    because = f"train {interval_text(held_out.ci)} cannot be learned, and val {interval_text(val.ci)} hardly"
+    if not unclear:
+        because += f" (their mean {interval_text(together)}), yet one batch can be overfit"
+    return Suspicion(because, evidence, weak=unclear or open_still)
+
+
+def _mean_interval(one: Finding, other: Finding) -> tuple[float, float] | None:
+    """The 95% interval of the mean of two AUCs on different images."""
+    if one.value is None or other.value is None or one.ci is None or other.ci is None:
+        return None
+    mean = (one.value + other.value) / 2
+    low = math.hypot(one.value - one.ci[0], other.value - other.ci[0]) / 2
+    high = math.hypot(one.ci[1] - one.value, other.ci[1] - other.value) / 2
+    return mean - low, mean + high
 
 
 def _may_help(case: Case, probe: str) -> bool:
