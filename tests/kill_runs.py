@@ -55,8 +55,11 @@ def kill(process: "subprocess.Popen[str]", *, kernels: bool) -> None:
 
 def kill_kernel(process: "subprocess.Popen[str]") -> None:
     """SIGKILL to the kernel of the step at work; a younger one is already booting for the next step."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    kernels = [child for child in children if "diag_lib.workbook.kernel" in child.cmdline()]
+    kernels: list[psutil.Process] = []
+    while not kernels:  # it may still be starting
+        time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        kernels = [child for child in children if "diag_lib.workbook.kernel" in child.cmdline()]
     min(kernels, key=psutil.Process.create_time).kill()
 
 

@@ -15,6 +15,7 @@ PREPROCESS = "right_diag"
 STILL = 1e-6  # a momentum with which running statistics stay where they are
 TINY = 1e-6  # no image's contrast is smaller
 FAR_OFF = 10.0  # a running mean that no activation comes near
+FAR_BELOW = 200.0  # about the largest logit of the good teacher
 KNOWN = 0.35  # how much of the good teacher is left in the weak one: its AUC is about .6 then
 
 
@@ -112,9 +113,14 @@ def teacher_mirrored() -> nn.Module:
     return _Around(_good_teacher(), lambda patches: patches.flip(-1))
 
 
-def teacher_probabilities() -> nn.Module:
-    """The good teacher, its logits sent through a sigmoid."""
-    return _Around(_good_teacher(), torch.sigmoid)
+def teacher_low() -> nn.Module:
+    """The good teacher, its logits far below zero, as those of published detectors are."""
+    return _Around(_good_teacher(), lambda patches: patches - FAR_BELOW)
+
+
+def teacher_low_probabilities() -> nn.Module:
+    """The same, its logits sent through a sigmoid: next to nothing is left of them."""
+    return _Around(_good_teacher(), lambda patches: torch.sigmoid(patches - FAR_BELOW))
 
 
 def teacher_weak() -> nn.Module:

@@ -30,6 +30,12 @@ TEACHER_LEADS: Overrides = {
     "training.distillation.alpha_distill": 0.95,
     "training.distillation.alpha_task": 0.05,
 }
+# The labels are not used, and only the teacher's differences from its mean count.
+TEACHER_ALONE: Overrides = {
+    "training.distillation.alpha_distill": 1.0,
+    "training.distillation.alpha_task": 0.0,
+    "training.distillation.normalize": "center",
+}
 # Plain SGD takes the gradient as it is; under Adam, or with clipped gradients, a clash of scales does little harm.
 PLAIN_SGD: Overrides = {
     "training.optimizer": "sgd",
@@ -136,8 +142,8 @@ FAULTS: dict[str, Fault] = {
         Fault(
             "wrong_activation",
             "the teacher's logits went through a sigmoid",
-            settings=own_network("teacher", "teacher_probabilities"),
-            around=TEACHER_LEADS,
+            settings=own_network("teacher", "teacher_low_probabilities"),
+            around={**own_network("teacher", "teacher_low"), **TEACHER_ALONE},
         ),
         Fault(
             "distill_weight_too_high",
@@ -267,6 +273,7 @@ FAULTS: dict[str, Fault] = {
             "lr_too_high",
             "the learning rate is 1,000 times too high",
             settings={"training.lr_s1": 2.0, "training.lr_s2": 2.0},
+            around=LABELS_LEAD,
         ),
         Fault(
             "frozen_parameters",
