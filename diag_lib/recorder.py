@@ -76,7 +76,7 @@ class TrainingRecorder:
 
     Examples
     --------
-    >>> import tempfile, torch
+    >>> import json, tempfile, torch
     >>> from torch import nn
     >>> from torch.nn import functional as F
     >>> from diag_lib.recorder import TrainingRecorder

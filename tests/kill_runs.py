@@ -33,11 +33,11 @@ def prepare(folder: Path) -> Path:
     return settings
 
 
-def start(settings: Path, out: Path) -> "subprocess.Popen[str]":
+def start(settings: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
     """`diag run` in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     return subprocess.Popen(
-        [sys.executable, "-m", "diag_lib.cli", "run", str(settings), "--out", str(out)],
+        [sys.executable, "-m", "diag_lib.cli", "run", str(settings), "--out", str(out), *options],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=settings.parent,
     )  # fmt: skip
 

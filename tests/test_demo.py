@@ -136,7 +136,7 @@ def test_ensure_data_leaves_an_injected_fault_alone(tmp_path):
 
 def test_too_many_crops_are_refused_in_one_line():
     with pytest.raises(UserError, match=r"hold only \d+ crops"):
-        crops("train", 5000, 128, np.random.default_rng(0))
+        crops("train", 400, 190, np.random.default_rng(0))
 
 
 def test_a_missing_package_is_named(monkeypatch):
