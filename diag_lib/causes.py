@@ -97,8 +97,12 @@ UNHEARD_TEACHER = (
     "student_normalization",
     "teacher_train_mode",
     "teacher_stale_cache",
+    "wrong_activation",
 )
-"""With one of these the teacher was never really asked: what its scores seem to say needs no further cause."""
+"""With one of these the teacher was never really asked: what its scores seem to say needs no further cause.
+
+A sigmoid flattens logits that lie far from zero until nothing is left to rank.
+"""
 
 SPOILED = (
     "corrupt_images",
@@ -256,6 +260,15 @@ CAUSES: list[Cause] = [
         ),
     ),
     Cause(
+        id="wrong_activation",
+        group="loss",
+        sentence="A loss takes the output of a sigmoid where it needs raw logits.",
+        screen=screens.either(screens.recorded("activation"), screens.wrong_activation),
+        experiment=None,
+        proof="direct",
+        fix=_fix("Give the losses raw logits.", None, "remove the sigmoid before the loss"),
+    ),
+    Cause(
         id="labels_inverted_train",
         group="data",
         sentence="The train labels are swapped: train says fake where val says real.",
@@ -353,15 +366,6 @@ CAUSES: list[Cause] = [
             "check the order of height and width, flips and crops between the image and the teacher's map",
         ),
         yields_to=(*UNHEARD_TEACHER, "corrupt_images", "labels_inverted_train"),
-    ),
-    Cause(
-        id="wrong_activation",
-        group="loss",
-        sentence="A loss takes the output of a sigmoid where it needs raw logits.",
-        screen=screens.either(screens.recorded("activation"), screens.wrong_activation),
-        experiment=None,
-        proof="direct",
-        fix=_fix("Give the losses raw logits.", None, "remove the sigmoid before the loss"),
     ),
     Cause(
         id="detached_graph",

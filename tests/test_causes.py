@@ -221,6 +221,18 @@ def test_too_little_data_needs_few_images_and_a_student_that_knows_only_them() -
     assert isinstance(screen(case(few, found("baseline.auc", "yes", (0.92, 0.97), train_auc=1.0))), RuledOut)
 
 
+def test_a_teacher_that_was_squashed_is_not_judged_by_what_is_left_of_its_scores() -> None:
+    order = [cause.id for cause in CAUSES]
+    for other in (
+        "teacher_domain_shift",
+        "teacher_inverted",
+        "teacher_preprocessing",
+        "distill_weight_too_high",
+    ):
+        assert "wrong_activation" in BY_ID[other].yields_to
+        assert order.index("wrong_activation") < order.index(other), "it must be established first"
+
+
 def test_no_signal_is_certain_only_when_no_way_of_training_helps() -> None:
     silent = (
         found("baseline.heldout_train", "no", (0.46, 0.54)),
