@@ -4,6 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from diag_lib import baseline, distillation, logits, teacher, verdict
@@ -36,6 +38,17 @@ def judged(
         "the teacher is useless", ("teacher.auc",), weak, {"n_val_per_class": 412} if weak else {}
     )
     return verdict.judge(cause, suspicion, proof, p, Case(Settings(), {}, {}))  # type: ignore[arg-type]
+
+
+def test_a_repair_after_which_the_student_is_still_dead_stays_open() -> None:
+    """Both sides give every image the same score: there is no difference, and no number of images to ask for."""
+    labels = np.repeat([0, 1], 30)
+    table = pd.DataFrame({"path": [str(i) for i in range(60)], "label": labels, "score": 0.25})
+    proof = compare("training longer", "status_quo", table, "longer", table)
+    assert proof is not None and not proof.defined
+    cause = next(cause for cause in CAUSES if cause.id == "undertrained")
+    found = verdict.judge(cause, Suspicion("the loss still falls", ()), proof, 1.0, Case(Settings(), {}, {}))
+    assert isinstance(found, verdict.Open) and "same score" in found.text and "nan" not in found.text
 
 
 def test_established_needs_strong_evidence_and_a_shown_effect() -> None:

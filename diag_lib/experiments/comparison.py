@@ -1,5 +1,6 @@
 """What did taking a cause away change? Two students (or two evaluations of one) on the same images."""
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -32,8 +33,15 @@ class Comparison:
     direct: bool = False
     confirmation: "Comparison | None" = None
 
+    @property
+    def defined(self) -> bool:
+        """Whether there is a difference: not where the scores of both sides are constant, or a class is missing."""
+        return math.isfinite(self.delta)
+
     def sentence(self) -> str:
         """The comparison in words, with intervals."""
+        if not self.defined:
+            return f"{self.what} leaves the student without an AUC: it gives every image the same score"
         verb = "raises" if self.ci[0] > 0 else "lowers" if self.ci[1] < 0 else "does not clearly change"
         low, high = self.ci
         before, after = self.before.auc.value, self.after.auc.value
@@ -47,6 +55,8 @@ class Comparison:
         second = self.confirmation
         if second is None:
             return self.sentence()
+        if not second.defined:
+            return f"{self.sentence()}; from another seed no student has an AUC"
         low, high = second.ci
         return f"{self.sentence()}; from another seed {second.delta:+.2f} [{low:+.2f}, {high:+.2f}]"
 

@@ -112,6 +112,8 @@ def judge(
         return Open(cause.id, suspicion.because, suspicion.needs) if suspicion.weak else name("established")
     if proof is None:
         return Open(cause.id, f"{suspicion.because}; its experiment was not run", suspicion.needs)
+    if not proof.defined:
+        return Open(cause.id, f"{suspicion.because}; {proof.in_full()}", suspicion.needs)
     if cause.group == "optimisation" and proof.before.auc.ci[1] >= CLEARLY_WORKS and not suspicion.seen:
         return RuledOut(
             f"{suspicion.because}; but a student that may be above {CLEARLY_WORKS:.2f} is not held up: "
