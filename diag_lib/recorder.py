@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diag_lib.errors import UserError
-from diag_lib.recorder_file import RecordingFile
+from diag_lib.recorder_file import SCHEMA, RecordingFile
 from diag_lib.recorder_signals import (
     NORMS,
     Batch,
@@ -39,7 +39,6 @@ from diag_lib.recorder_signals import (
     unwrapped,
 )
 
-SCHEMA = "diag/recorder/1"
 EVERY = 200  # steps between two examinations of the gradients: about three training steps each
 LOOK_EVERY = 20  # steps between two looks at values and ranges: about a tenth of a training step each
 FIRST = 10  # the first examined step, so that a short run has one too
@@ -151,7 +150,7 @@ class TrainingRecorder:
         self._start = {name: p.detach().cpu().clone() for name, p in self._parameters.items()}
         self._norm_means = running_means(self._model)
         self._counts = {"steps": 0, "updates": 0}
-        self._file = RecordingFile(self.path, SCHEMA)
+        self._file = RecordingFile(self.path)
         self._epochs, self._stage = self._file.epochs, self._file.stage
         self._watch(optimizers)
         self._hooks.append(unwrapped(model).register_forward_pre_hook(self._before_forward))

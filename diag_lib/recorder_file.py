@@ -7,6 +7,8 @@ from typing import IO, Any
 
 from diag_lib.errors import UserError
 
+SCHEMA = "diag/recorder/1"
+
 
 class RecordingFile:
     """The JSONL file of one training. A file of another training that still writes is left alone, with a warning.
@@ -15,12 +17,12 @@ class RecordingFile:
     Raises `UserError` if the path cannot be written or holds something else than a recording.
     """
 
-    def __init__(self, path: Path, schema: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.epochs, self.stage = 0, 1
         self._file: IO[str] | None = None
         try:
             text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-            if text.strip() and f'"{schema}"' not in text.partition("\n")[0]:
+            if text.strip() and f'"{SCHEMA}"' not in text.partition("\n")[0]:
                 raise UserError(
                     f"recorder {path.name}: this file is no recording; name another one or remove it"
                 )

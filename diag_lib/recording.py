@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diag_lib.errors import UserError
+from diag_lib.recorder_file import SCHEMA
 from diag_lib.roc import Auc, auc
 
-SCHEMA = "diag/recorder/1"
 FAMILY = "diag/recorder/"
 OWN = frozenset({"counts", "tensors", "differentiable", "norms"})  # keys that no other logger's events have
 HEAD, LOOK_AT = 200_000, 20  # characters and lines of a file in which a recording shows itself

@@ -51,6 +51,11 @@ class AucDifference:
     before: Auc
     after: Auc
 
+    @property
+    def defined(self) -> bool:
+        """Whether there is a difference: both sides rank, or one of them stands for the ties that it is."""
+        return self.before.defined and self.after.defined
+
 
 def auc(
     labels: ArrayLike,

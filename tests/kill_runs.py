@@ -57,6 +57,7 @@ def kill_kernel(process: "subprocess.Popen[str]") -> None:
     """SIGKILL to the kernel of the step at work; a younger one is already booting for the next step."""
     kernels: list[psutil.Process] = []
     while not kernels:  # it may still be starting
+        assert process.poll() is None, "the run is over, there is no kernel to kill"
         time.sleep(0.05)
         children = psutil.Process(process.pid).children(recursive=True)
         kernels = [child for child in children if "diag_lib.workbook.kernel" in child.cmdline()]

@@ -41,7 +41,7 @@ class Comparison:
     def sentence(self) -> str:
         """The comparison in words, with intervals."""
         if not self.defined:
-            return f"{self.what} leaves the student without an AUC: it gives every image the same score"
+            return f"{self.what} leaves both sides without an AUC: the same score for every image, or a class missing"
         verb = "raises" if self.ci[0] > 0 else "lowers" if self.ci[1] < 0 else "does not clearly change"
         low, high = self.ci
         before, after = self.before.auc.value, self.after.auc.value
@@ -56,7 +56,7 @@ class Comparison:
         if second is None:
             return self.sentence()
         if not second.defined:
-            return f"{self.sentence()}; from another seed no student has an AUC"
+            return f"{self.sentence()}; from another seed neither side has an AUC"
         low, high = second.ci
         return f"{self.sentence()}; from another seed {second.delta:+.2f} [{low:+.2f}, {high:+.2f}]"
 

@@ -62,9 +62,8 @@ def merge(tree: dict[str, Any], new: Mapping[str, Any], where: str) -> dict[str,
                 merged[key] = value
             elif isinstance(value, Mapping):
                 merged[key] = laid(old[key], value, f"{place}.")
-            elif (
-                value is not None or where == OVERRIDE
-            ):  # in a file: a section whose keys are all commented out
+            # in a file nothing stands for a section whose keys are all commented out
+            elif value is not None or where == OVERRIDE:
                 inside = ", ".join(old[key])
                 raise UserError(
                     f"{where}: {place}: is a section with the keys {inside}, found {kind_of(value)}"

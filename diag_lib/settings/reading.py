@@ -13,7 +13,7 @@ from diag_lib.settings.merging import absolute, merge
 from diag_lib.settings.schema import Settings, build
 from diag_lib.settings.words import kind_of, suggestion
 
-MAX_BYTES = 1_000_000
+_MAX_BYTES = 1_000_000
 
 
 def preset_names() -> list[str]:
@@ -86,9 +86,9 @@ def _read(config: str | Path) -> tuple[str, str, Path, str]:
     if not path.is_file():
         raise UserError(f"{config}: is not a file; name a YAML settings file")
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if path.stat().st_size > _MAX_BYTES:
             raise UserError(
-                f"{config}: is {path.stat().st_size} bytes, no settings file; the limit is {MAX_BYTES}"
+                f"{config}: is {path.stat().st_size} bytes, no settings file; the limit is {_MAX_BYTES}"
             )
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

@@ -175,8 +175,8 @@ def _preprocessing(probe: PreprocessingProbe, prints: Fingerprint) -> Finding:
     }
     if gain is not None:
         data |= sides(gain)
-    compared = gain is not None and gain.before.defined and gain.after.defined
-    value, ci, n = (gain.delta, gain.ci, _images(gain)) if gain and compared else (None, None, probe.n)
+    told = gain if gain is not None and gain.defined else None
+    value, ci, n = (None, None, probe.n) if told is None else (told.delta, told.ci, _images(told))
     text = _preprocessing_text(probe, answer, prints)
     return Finding("teacher.preprocessing", severity, answer, text, value, ci, MATERIAL_GAIN, n, data)
 
@@ -193,8 +193,8 @@ def _preprocessing_text(probe: PreprocessingProbe, answer: Answer, prints: Finge
         numbers = (
             f"AUC {gain.before.value:.3f} to {gain.after.value:.3f}, "
             f"{gain.delta:+.3f} [{gain.ci[0]:+.3f}, {gain.ci[1]:+.3f}] on {where}"
-            if gain.before.defined and gain.after.defined
-            else f"fed in one of both ways the teacher answers the same to every image of {where}"
+            if gain.defined
+            else f"fed in one way or both, the teacher ranks nothing of {where}"
         )
         text = {
             "yes": f"Fed with {what} the teacher does better: {numbers}.",
