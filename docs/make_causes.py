@@ -17,7 +17,7 @@ from diag_lib.causes import CAUSES, Cause
 from diag_lib.causes_words import EVIDENCE, proof, told_apart
 from diag_lib.faults.inject import FAULTS
 from diag_lib.screens import Case
-from diag_lib.settings import Settings
+from diag_lib.settings import Settings, dotted
 
 HERE = Path(__file__).parent
 PAGE, PICTURES = HERE / "causes.md", HERE / "causes"
@@ -46,7 +46,7 @@ def page(alts: Mapping[str, str]) -> str:
 
 def _section(cause: Cause, alt: str | None) -> str:
     fix = cause.fix(Case(Settings(), {}, {}))
-    patch = [f"`{key}: {value}`" for key, value in _leaves(fix.settings or {})]
+    patch = [f"`{key}: {_yaml(value)}`" for key, value in dotted(fix.settings or {}).items()]
     lines = [f"\n## {cause.id}\n", f"**{cause.sentence}**\n"]
     picture = f"![{alt}](causes/{cause.id}.png)" if alt else "*No picture: no run of the lab named it first.*"
     lines.append(f"{picture}\n")
@@ -56,14 +56,6 @@ def _section(cause: Cause, alt: str | None) -> str:
     lines.append(f"- **Fix:** {fix.text}{' Settings: ' + ', '.join(patch) + '.' if patch else ''}")
     lines += [f"  - {action}" for action in fix.actions]
     return "\n".join(lines)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        dotted = f"{prefix}{key}"
-        found += _leaves(value, f"{dotted}.") if isinstance(value, Mapping) else [(dotted, _yaml(value))]
-    return found
 
 
 def _yaml(value: Any) -> str:
