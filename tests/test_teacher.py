@@ -423,6 +423,18 @@ def test_probe_skips_what_cannot_be_scored_and_leaves_constants_open():
     assert constant.answer == "undecided"
 
 
+@pytest.mark.parametrize("collapsed", [0.0, np.nan])
+def test_a_teacher_that_collapses_as_it_is_fed_and_ranks_otherwise_is_fed_wrongly(collapsed):
+    labels, scores = scorer(lambda v: 2.0 if v.preprocess == "raw" else 0.0, 400)
+
+    def fed(variant, rows):
+        return np.full(len(rows), collapsed) if variant == START else scores(variant, rows)
+
+    found = probe(fed, START, labels, split_halves(labels, seed=1))
+    assert found.answer == "yes" and found.best.preprocess == "raw"
+    assert found.confirmation.before.value == 0.5 and found.confirmation.p < 1e-6
+
+
 def test_a_variant_nominated_without_labels_is_proven_on_all_images():
     labels, scores = scorer(lambda v: 1.0 if v.preprocess == "y_grad" else 0.4, 400)
     nominated = Variant("y_grad", 1.0, "ImageNet", "resize")

@@ -60,13 +60,18 @@ class Choice:
         return gains(self.proof)
 
 
-def paired(labels: npt.NDArray[np.int64], before: Floats, after: Floats) -> AucDifference:
-    """`auc_difference` of two students (n,), of which one may have collapsed.
+def paired(
+    labels: npt.NDArray[np.int64],
+    before: Floats,
+    after: Floats,
+    groups: npt.NDArray[np.generic] | None = None,
+) -> AucDifference:
+    """`auc_difference` of two networks' scores (n,), one of which may have collapsed.
 
-    A student whose scores are constant or not finite ranks no image: against one that does, its ties count as
+    A network whose scores are constant or not finite ranks no image: against one that does, its ties count as
     the AUC of exactly 0.5 that they are, and the interval is that of the other. Two of them stay undefined.
     """
-    difference = auc_difference(labels, _ranked(before), _ranked(after), nan="undefined")
+    difference = auc_difference(labels, _ranked(before), _ranked(after), groups=groups, nan="undefined")
     measured = {side.defined: side for side in (difference.before, difference.after)}
     if len(measured) < 2:
         return difference

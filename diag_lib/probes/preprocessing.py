@@ -16,8 +16,9 @@ import pandas as pd
 
 from diag_lib.errors import UserError
 from diag_lib.models import PREPROCESS
+from diag_lib.probes.compare import paired
 from diag_lib.settings import Settings
-from diag_lib.statistics import Answer, Auc, AucDifference, auc, auc_difference, n_for_gain
+from diag_lib.statistics import Answer, Auc, AucDifference, auc, n_for_gain
 
 Floats = npt.NDArray[np.float64]
 Triple = tuple[float, float, float]
@@ -180,7 +181,7 @@ def probe(
 
     def compare(variant: Variant, rows: npt.NDArray[np.int64]) -> AucDifference:
         before, after = sign * scores(start, rows), sign * scores(variant, rows)
-        return auc_difference(y[rows], before, after, groups=unit[rows], nan="undefined")
+        return paired(y[rows], before, after, unit[rows])
 
     sign = 1.0
     best, tried, skipped = _search(measure_as(sign), start, with_preprocess, own)

@@ -194,7 +194,7 @@ def _preprocessing_text(probe: PreprocessingProbe, answer: Answer, prints: Finge
             f"AUC {gain.before.value:.3f} to {gain.after.value:.3f}, "
             f"{gain.delta:+.3f} [{gain.ci[0]:+.3f}, {gain.ci[1]:+.3f}] on {where}"
             if gain.defined
-            else f"fed in one way or both, the teacher ranks nothing of {where}"
+            else f"fed in either way, the teacher ranks nothing of {where}"
         )
         text = {
             "yes": f"Fed with {what} the teacher does better: {numbers}.",
