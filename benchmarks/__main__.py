@@ -1,6 +1,7 @@
 """`python -m benchmarks [NAME ...] [--size small|full]`: measure, print a table, write results/<name>.json."""
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -42,8 +43,12 @@ def measure(name: str, size: str, threads: int, out: Path) -> None:
 
     module = importlib.import_module(f"benchmarks.{name}")
     report = Report(name, size, conditions=machine(threads))
+    gc.freeze()  # what is imported lives to the end: without it the collection before each timing walks over it again
     before, started = load(), time.perf_counter()
-    module.run(module.SIZES[size], threads, report)
+    try:
+        module.run(module.SIZES[size], threads, report)
+    finally:
+        gc.unfreeze()
     report.conditions |= {
         "load_before": before,
         "load_after": load(),
