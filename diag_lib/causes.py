@@ -5,28 +5,24 @@ wiring, teacher, labels, optimisation, loss). A screen reads evidence only; the 
 is run by the verdict step and turns a suspicion into a proof.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from diag_lib import screens
 from diag_lib.errors import UserError
-from diag_lib.screens import LARGER_STUDENT, Case, Screen
+from diag_lib.fixes import (
+    Cure,
+    Fix,
+    distillation_patch,
+    fix_in_code,
+    fix_listed_files,
+    measured_fix,
+    plain_fix,
+)
+from diag_lib.screens import LARGER_STUDENT, Screen
 
 Status = Literal["established", "likely", "possible"]
 ProofKind = Literal["gain", "inflation_removed", "direct"]
-
-HEALTHY_GAIN = 0.05
-"""When the status quo learns already, the gain's lower bound must exceed this: head-room is no illness."""
-
-
-@dataclass(frozen=True)
-class Fix:
-    """The cure: a sentence, a settings patch (nested as in YAML) or None, and things to do by hand."""
-
-    text: str
-    settings: dict[str, Any] | None = None
-    actions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Cause:
     screen: Screen
     experiment: str | None
     proof: ProofKind
-    fix: Callable[[Case], Fix]
+    fix: Cure
     equivalent: tuple[str, ...] = ()
     yields_to: tuple[str, ...] = ()
     told_apart_by: str = ""
@@ -53,44 +49,8 @@ class Cause:
     stands_in: str | None = None
 
 
-def _patch(**distillation: float | str) -> dict[str, Any]:
-    return {"training": {"distillation": distillation}}
-
-
-def _fix(text: str, patch: dict[str, Any] | None = None, *actions: str) -> Callable[[Case], Fix]:
-    return lambda case: Fix(text, patch, actions)
-
-
-def _fix_from(finding_id: str, text: str, *actions: str) -> Callable[[Case], Fix]:
-    """A fix whose settings patch was measured by a probe (the finding's `data.settings`)."""
-
-    def fix(case: Case) -> Fix:
-        found = case.finding(finding_id)
-        return Fix(text, found.data.get("settings") if found else None, actions)
-
-    return fix
-
-
-def _recorded(name: str, text: str, action: str, otherwise: Callable[[Case], Fix]) -> Callable[[Case], Fix]:
-    """A fix by hand in the user's code where the recording shows the cause, `otherwise` the usual one."""
-    return lambda case: (
-        Fix(text, None, (action,)) if case.says(f"symptoms.{name}", "yes") else otherwise(case)
-    )
-
-
-def _data_file(finding_id: str, text: str, *actions: str) -> Callable[[Case], Fix]:
-    """A fix by hand that names the list of files which a step wrote (the finding's `data.file`)."""
-
-    def fix(case: Case) -> Fix:
-        found = case.finding(finding_id)
-        listed = found.data.get("file") if found else None
-        return Fix(text, None, (*actions, *((f"the files are listed in {listed}",) if listed else ())))
-
-    return fix
-
-
 _EVAL = "call teacher.eval() before every pass, also where train() of the whole model is called later"
-SKIP_TEACHER = _patch(alpha_distill=0.0, alpha_task=1.0)
+SKIP_TEACHER = distillation_patch(alpha_distill=0.0, alpha_task=1.0)
 
 UNHEARD_TEACHER = (
     "teacher_weights_not_loaded",
@@ -124,7 +84,7 @@ CAUSES: list[Cause] = [
         screen=screens.corrupt_images,
         experiment=None,
         proof="direct",
-        fix=_data_file(
+        fix=fix_listed_files(
             "audit.unreadable", "Replace or remove the unreadable files.", "restore the files or drop them"
         ),
     ),
@@ -135,7 +95,7 @@ CAUSES: list[Cause] = [
         screen=screens.leakage,
         experiment="without_leaks",
         proof="inflation_removed",
-        fix=_data_file(
+        fix=fix_listed_files(
             "audit.leakage",
             "Exclude the leaked validation images and split by group.",
             "split again so that near-duplicates stay on one side",
@@ -149,7 +109,7 @@ CAUSES: list[Cause] = [
         screen=screens.shortcut,
         experiment="encoded_alike",
         proof="inflation_removed",
-        fix=_fix(
+        fix=plain_fix(
             "Bring both classes to the same format, quality and size before training.",
             None,
             "re-encode both classes alike (same codec, quality, chroma subsampling, size)",
@@ -164,7 +124,7 @@ CAUSES: list[Cause] = [
         screen=screens.recorded("evaluation", needs_harm=False),
         experiment=None,
         proof="direct",
-        fix=_fix(
+        fix=plain_fix(
             "Repair the evaluation: rank the raw logits against their own labels.",
             None,
             "gather logits and labels in the same loop, then take the rank AUC of the float64 logits",
@@ -177,7 +137,7 @@ CAUSES: list[Cause] = [
         screen=screens.recorded("checkpoint", needs_harm=False),
         experiment=None,
         proof="direct",
-        fix=_fix(
+        fix=plain_fix(
             "Evaluate the network that was just trained.",
             None,
             "check which object and which file the validation loads, and when it is written",
@@ -190,7 +150,7 @@ CAUSES: list[Cause] = [
         screen=screens.recorded("overflow"),
         experiment=None,
         proof="direct",
-        fix=_fix(
+        fix=plain_fix(
             "Train in fp32 or bf16, and take losses from logits.",
             None,
             "replace fp16 by bf16 or fp32, log(sigmoid(x)) by the with-logits losses",
@@ -204,7 +164,7 @@ CAUSES: list[Cause] = [
         screen=screens.recorded("loss_sign"),
         experiment=None,
         proof="direct",
-        fix=_fix("Turn the sign of that loss.", None, "look at the line that adds up the total loss"),
+        fix=plain_fix("Turn the sign of that loss.", None, "look at the line that adds up the total loss"),
     ),
     Cause(
         id="loss_reduction",
@@ -213,7 +173,7 @@ CAUSES: list[Cause] = [
         screen=screens.recorded("loss_reduction"),
         experiment=None,
         proof="direct",
-        fix=_fix("Average that loss.", None, 'set reduction="mean", or divide by the number of patches'),
+        fix=plain_fix("Average that loss.", None, 'set reduction="mean", or divide by the number of patches'),
     ),
     Cause(
         id="student_normalization",
@@ -231,7 +191,7 @@ CAUSES: list[Cause] = [
         screen=screens.weights_not_loaded,
         experiment=None,
         proof="direct",
-        fix=_fix(
+        fix=plain_fix(
             "Load the teacher's weights completely, or train without it until they load.",
             SKIP_TEACHER,
             "set teacher.weights and teacher.arch so that no key is missing",
@@ -244,7 +204,7 @@ CAUSES: list[Cause] = [
         screen=screens.teacher_train_mode,
         experiment="probe:teacher.train_mode",
         proof="direct",
-        fix=_fix("Put the teacher into eval mode; until then train without it.", SKIP_TEACHER, _EVAL),
+        fix=plain_fix("Put the teacher into eval mode; until then train without it.", SKIP_TEACHER, _EVAL),
     ),
     Cause(
         id="teacher_stale_cache",
@@ -253,7 +213,7 @@ CAUSES: list[Cause] = [
         screen=screens.teacher_stale_cache,
         experiment=None,
         proof="direct",
-        fix=_fix(
+        fix=plain_fix(
             "Compute the teacher's logits again; until then train without it.",
             SKIP_TEACHER,
             "key cached logits by the image's identity, the view and the weights, never by a running number",
@@ -266,7 +226,7 @@ CAUSES: list[Cause] = [
         screen=screens.either(screens.recorded("activation"), screens.wrong_activation),
         experiment=None,
         proof="direct",
-        fix=_fix("Give the losses raw logits.", None, "remove the sigmoid before the loss"),
+        fix=plain_fix("Give the losses raw logits.", None, "remove the sigmoid before the loss"),
     ),
     Cause(
         id="labels_inverted_train",
@@ -275,7 +235,7 @@ CAUSES: list[Cause] = [
         screen=screens.labels_inverted_train,
         experiment="train_labels_flipped",
         proof="gain",
-        fix=_fix(
+        fix=plain_fix(
             "Flip the label mapping of train (real = 0, fake = 1).", None, "swap the class folders of train"
         ),
         yields_to=("corrupt_images",),
@@ -288,7 +248,7 @@ CAUSES: list[Cause] = [
         screen=screens.labels_shuffled,
         experiment="teacher_on_train",
         proof="direct",
-        fix=_fix(
+        fix=plain_fix(
             "Join the labels to the images again.",
             None,
             "rebuild train from its source, checking that file names and labels are sorted alike",
@@ -304,7 +264,7 @@ CAUSES: list[Cause] = [
         screen=screens.label_noise,
         experiment="teacher_on_train",
         proof="direct",
-        fix=_data_file(
+        fix=fix_listed_files(
             "audit.labels",
             "Correct or exclude the train images whose labels look wrong.",
             "write a curation.csv (path, action, label) and set dataset.curation",
@@ -319,7 +279,7 @@ CAUSES: list[Cause] = [
         screen=screens.teacher_preprocessing,
         experiment="teacher_variant",
         proof="gain",
-        fix=_fix_from("teacher.preprocessing", "Give the teacher the preprocessing it was trained with."),
+        fix=measured_fix("teacher.preprocessing", "Give the teacher the preprocessing it was trained with."),
         yields_to=UNHEARD_TEACHER,
     ),
     Cause(
@@ -329,7 +289,7 @@ CAUSES: list[Cause] = [
         screen=screens.teacher_inverted,
         experiment="arm:bce_only",
         proof="gain",
-        fix=_fix(
+        fix=plain_fix(
             "Correct the polarity; until then train without the teacher.",
             SKIP_TEACHER,
             "look at 20 images of each class: if the folders are right, negate the teacher's logits",
@@ -346,7 +306,7 @@ CAUSES: list[Cause] = [
         screen=screens.teacher_domain_shift,
         experiment="arm:bce_only",
         proof="gain",
-        fix=_fix(
+        fix=plain_fix(
             "Skip the distillation, or fine-tune the teacher on this data first.",
             SKIP_TEACHER,
             "diag finetune-teacher CONFIG, then set teacher.weights: finetuned and run again",
@@ -360,7 +320,7 @@ CAUSES: list[Cause] = [
         screen=screens.patch_misalignment,
         experiment=None,
         proof="direct",
-        fix=_fix(
+        fix=plain_fix(
             "Realign the teacher's patch grid.",
             None,
             "check the order of height and width, flips and crops between the image and the teacher's map",
@@ -374,7 +334,7 @@ CAUSES: list[Cause] = [
         screen=screens.either(screens.recorded("gradient_reach"), screens.detached_graph),
         experiment=None,
         proof="direct",
-        fix=_fix(
+        fix=plain_fix(
             "Connect the student's layers to the loss again.",
             None,
             "look for detach(), no_grad(), .data or a conversion to numpy between these layers and the loss",
@@ -388,11 +348,11 @@ CAUSES: list[Cause] = [
         screen=screens.either(screens.recorded("moved"), screens.from_finding("baseline.frozen")),
         experiment="probe:baseline.frozen",
         proof="gain",
-        fix=_recorded(
+        fix=fix_in_code(
             "moved",
             "Let every layer that should learn take part in your loop.",
             "give the optimiser all of the student's parameters, with requires_grad on",
-            _fix_from("baseline.frozen", "Train all layers of the student."),
+            measured_fix("baseline.frozen", "Train all layers of the student."),
         ),
         yields_to=SPOILED,
         rival=True,
@@ -404,11 +364,11 @@ CAUSES: list[Cause] = [
         screen=screens.either(screens.recorded_step("low"), screens.lr("low")),
         experiment="probe:baseline.learning_rate",
         proof="gain",
-        fix=_recorded(
+        fix=fix_in_code(
             "update_ratio",
             "Raise the learning rate of your loop.",
             "look at the rate that the optimiser has, and at what schedules and groups make of it",
-            _fix_from("baseline.learning_rate", "Raise the learning rate."),
+            measured_fix("baseline.learning_rate", "Raise the learning rate."),
         ),
         yields_to=(*SPOILED, *SLIPS),
         rival=True,
@@ -420,11 +380,11 @@ CAUSES: list[Cause] = [
         screen=screens.either(screens.recorded_step("high"), screens.lr("high")),
         experiment="probe:baseline.learning_rate",
         proof="gain",
-        fix=_recorded(
+        fix=fix_in_code(
             "update_ratio",
             "Lower the learning rate of your loop.",
             "look at the rate that the optimiser has, and at what schedules and groups make of it",
-            _fix_from("baseline.learning_rate", "Lower the learning rate."),
+            measured_fix("baseline.learning_rate", "Lower the learning rate."),
         ),
         yields_to=(*SPOILED, *SLIPS),
         rival=True,
@@ -436,7 +396,7 @@ CAUSES: list[Cause] = [
         screen=screens.from_finding("baseline.undertrained"),
         experiment="longer",
         proof="gain",
-        fix=_fix_from("baseline.undertrained", "Train longer."),
+        fix=measured_fix("baseline.undertrained", "Train longer."),
         yields_to=(
             *SPOILED,
             "frozen_parameters",
@@ -451,7 +411,7 @@ CAUSES: list[Cause] = [
         screen=screens.from_finding("baseline.resize", unless_rescued=False),
         experiment="probe:baseline.resize",
         proof="gain",
-        fix=_fix_from("baseline.resize", "Crop native pixels instead of resizing."),
+        fix=measured_fix("baseline.resize", "Crop native pixels instead of resizing."),
         yields_to=SPOILED,
         rival=True,
     ),
@@ -462,7 +422,7 @@ CAUSES: list[Cause] = [
         screen=screens.from_finding("baseline.batchnorm", unless_rescued=False),
         experiment="recalibrated",
         proof="gain",
-        fix=_fix(
+        fix=plain_fix(
             "Recalibrate the BatchNorm statistics before evaluating.",
             None,
             "average the BatchNorm statistics over the train set once after training, or raise their momentum",
@@ -477,7 +437,7 @@ CAUSES: list[Cause] = [
         screen=screens.either(screens.recorded("pooling"), screens.pooling_mismatch),
         experiment="other_pooling",
         proof="gain",
-        fix=_recorded(
+        fix=fix_in_code(
             "pooling",
             "Pool the patch logits of your loop in the way that ranks the images best.",
             "see symptoms.pooling for which one that is",
@@ -495,7 +455,7 @@ CAUSES: list[Cause] = [
         screen=screens.split_shift,
         experiment="carried_over",
         proof="gain",
-        fix=_fix(
+        fix=plain_fix(
             "Let train and val come from the same sources.",
             None,
             "split each generator and source over train and val",
@@ -511,7 +471,7 @@ CAUSES: list[Cause] = [
         screen=screens.class_imbalance,
         experiment="more_images",
         proof="gain",
-        fix=_fix(
+        fix=plain_fix(
             "Balance the classes by sampling or weights.",
             None,
             "draw as many images of either class per batch",
@@ -532,7 +492,7 @@ CAUSES: list[Cause] = [
         screen=screens.capacity,
         experiment="larger_student",
         proof="gain",
-        fix=_fix("Use a larger student.", {"student": dict(LARGER_STUDENT)}),
+        fix=plain_fix("Use a larger student.", {"student": dict(LARGER_STUDENT)}),
         yields_to=(
             "corrupt_images",
             "student_normalization",
@@ -550,7 +510,7 @@ CAUSES: list[Cause] = [
         screen=screens.too_little_data,
         experiment="more_images",
         proof="gain",
-        fix=_fix(
+        fix=plain_fix(
             "Collect more training images of both classes.",
             None,
             "until then augment, or train fewer parameters, and judge the detector by its interval",
@@ -571,7 +531,7 @@ CAUSES: list[Cause] = [
         screen=screens.no_signal,
         experiment=None,
         proof="direct",
-        fix=_fix(
+        fix=plain_fix(
             "Check that the classes differ at all.",
             None,
             "look at random images of both classes side by side",
@@ -585,7 +545,7 @@ CAUSES: list[Cause] = [
         screen=screens.offset,
         experiment="arm:centered",
         proof="gain",
-        fix=_fix("Centre the teacher's logits.", _patch(normalize="center")),
+        fix=plain_fix("Centre the teacher's logits.", distillation_patch(normalize="center")),
         yields_to=(
             *UNHEARD_TEACHER,
             "teacher_domain_shift",
@@ -601,9 +561,9 @@ CAUSES: list[Cause] = [
         screen=screens.heavy_tail,
         experiment="arm:robust",
         proof="gain",
-        fix=_fix(
+        fix=plain_fix(
             "Scale the teacher's logits by robust statistics, with a loss that is linear in large errors.",
-            _patch(normalize="robust", loss="huber"),
+            distillation_patch(normalize="robust", loss="huber"),
         ),
         yields_to=(
             *UNHEARD_TEACHER,
@@ -620,7 +580,7 @@ CAUSES: list[Cause] = [
         screen=screens.scale,
         experiment="arm:standardized",
         proof="gain",
-        fix=_fix("Standardise the teacher's logits.", _patch(normalize="standardize")),
+        fix=plain_fix("Standardise the teacher's logits.", distillation_patch(normalize="standardize")),
         yields_to=(
             "corrupt_images",
             *UNHEARD_TEACHER,
@@ -638,7 +598,7 @@ CAUSES: list[Cause] = [
         screen=screens.weight_too_high,
         experiment="best_alpha",
         proof="gain",
-        fix=_fix_from("distillation.best_arm", "Lower alpha_distill."),
+        fix=measured_fix("distillation.best_arm", "Lower alpha_distill."),
         yields_to=(
             *UNHEARD_TEACHER,
             "teacher_domain_shift",

@@ -11,8 +11,8 @@ from PIL.PngImagePlugin import PngInfo
 from test_audit import as_png, audited, make, texture
 
 from diag_lib.audit import polarity
-from diag_lib.causes import Fix
 from diag_lib.evidence import RunFolder
+from diag_lib.fixes import Fix
 from diag_lib.images import read_table
 from diag_lib.probes import labels as held_out
 from diag_lib.settings import load

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from diag_lib.causes import Fix
 from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.experiments import Comparison, Measured
+from diag_lib.fixes import Fix
 from diag_lib.screens import Case
 from diag_lib.settings import Settings
 from diag_lib.statistics import Auc

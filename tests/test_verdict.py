@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from diag_lib import baseline, distillation, logits, teacher, verdict
-from diag_lib.causes import CAUSES, Fix
+from diag_lib.causes import CAUSES
 from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.experiments import Comparison, Measured, compare
+from diag_lib.fixes import Fix
 from diag_lib.screens import Case, RuledOut, Suspicion
 from diag_lib.settings import Settings, dotted, load, nested
 from diag_lib.statistics import Auc

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diag_lib.causes import Fix, Status
+from diag_lib.causes import Status
 from diag_lib.evidence import Finding, plain
 from diag_lib.experiments import Comparison
+from diag_lib.fixes import Fix
 from diag_lib.settings import Settings, dotted
 from diag_lib.statistics import Auc
 from diag_lib.verdict.gates import Gate
