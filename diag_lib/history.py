@@ -121,8 +121,7 @@ def column_of(name: str) -> str | None:
     """
     if name in COLUMNS or name == "epoch":
         return name
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", str(name))
-    words = set(re.findall(r"[a-z]+", spaced.lower()))
+    words = _words(name)
     if words and words <= {"epoch", "epochs"}:
         return "epoch"
     if words and words <= {"stage", "phase"}:
@@ -140,18 +139,40 @@ def column_of(name: str) -> str | None:
     return "train_task_loss" if "task" in said else "train_loss"
 
 
+def _words(name: str) -> set[str]:
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", str(name))
+    return set(re.findall(r"[a-z]+", spaced.lower()))
+
+
+def _rank(name: str) -> tuple[bool, bool, bool]:
+    """Of several names for one column the smallest wins.
+
+    The guide's own name; then one that says its split (beside Keras' `val_auc_1` the plain `auc_1` is the training's);
+    then validation before test.
+    """
+    words = _words(name)
+    return name not in COLUMNS, not words & (_WORDS["val"] | _WORDS["train"]), "test" in words
+
+
 def _pick(lists: Mapping[str, Sequence[Any]], source: str, notes: list[str]) -> dict[str, list[Any]]:
-    """The known columns among named lists; of several for one the guide's own name wins, then the first."""
+    """The known columns among named lists; of several for one the best by `_rank`, then the first."""
     chosen: dict[str, str] = {}
-    for name in sorted(lists, key=lambda n: (n not in COLUMNS, "test" in str(n).lower())):
+    empty: list[str] = []
+    for name in sorted(lists, key=_rank):
         column = column_of(name)
-        if column is None or len(lists[name]) == 0:
+        if column is None:
+            continue
+        if len(lists[name]) == 0:
+            empty.append(name)
             continue
         if column in chosen:
             notes.append(f"{name!r} was left out: {chosen[column]!r} is read as {column}")
         else:
             chosen[column] = name
     if not set(chosen) - {"epoch", "stage"}:
+        if empty:
+            names = ", ".join(map(str, empty[:4]))
+            raise UserError(f"history {source}: {names}: empty; wanted is one value an epoch in each")
         seen = ", ".join(map(str, list(lists)[:8])) or "nothing"
         raise UserError(
             f"history {source}: found {seen}; wanted are columns such as {', '.join(COLUMNS[1:])}"
@@ -314,6 +335,7 @@ def _from_tensorboard(path: Path) -> tuple[dict[str, list[Any]], list[str]]:
         column = column_of(tag)
         if column in COLUMNS and column != "stage":
             columns.setdefault(str(column), []).append(tag)
+    columns = {column: sorted(tags, key=_rank) for column, tags in columns.items()}
     doubled = next(
         (tags for tags in columns.values() if len({tag.rsplit("/", 1)[-1] for tag in tags}) < len(tags)), None
     )
@@ -371,7 +393,10 @@ def _checked(lists: Mapping[str, Sequence[Any]], notes: Iterable[str], source: s
     for column in ("val_auc", "val_acc"):
         frame[column] = _share(frame[column], column, source, told)
     if not np.isfinite(frame[list(COLUMNS[1:])]).any(axis=None):
-        raise UserError(f"history {source}: holds no finite number in any known column")
+        raise UserError(
+            f"history {source}: holds no finite number in any known column; if the losses were NaN from the first "
+            "epoch on, leave the history out: the workbook's own training shows where they break"
+        )
     frame.insert(0, "epoch", np.arange(1, len(frame) + 1))
     return History(frame.reset_index(drop=True), source, kind, tuple(told))
 

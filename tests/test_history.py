@@ -146,6 +146,31 @@ def test_the_guides_own_name_wins_over_a_synonym(tmp_path):
     assert len(history.notes) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "auc", "accuracy"),
+    [
+        # Keras sorts its columns: the training's come first
+        (
+            "epoch,accuracy,auc_1,loss,val_accuracy,val_auc_1,val_loss\n0,.91,.97,.3,.51,.50,.9\n1,.95,.99,.2,.52,.51,1.1\n",
+            [0.50, 0.51],
+            [0.51, 0.52],
+        ),
+        ("auroc,auroc_val,binary_accuracy,val_binary_accuracy\n.9,.4,.8,.3\n", [0.4], [0.3]),
+        ("auc,accuracy\n.9,.8\n", [0.9], [0.8]),  # alone it is taken for the validation's
+        ("test_auc,valid_auc,val_accuracy\n.9,.6,.5\n", [0.6], [0.5]),
+    ],
+)
+def test_a_name_that_says_validation_wins_over_one_that_says_nothing(tmp_path, text, auc, accuracy):
+    history = read_history(write(tmp_path / "h.csv", text))
+    assert history.values("val_auc").tolist() == auc
+    assert history.values("val_acc").tolist() == accuracy
+
+
+def test_empty_lists_are_said_to_be_empty(tmp_path):
+    with pytest.raises(UserError, match="train_loss, val_auc: empty"):
+        read_history(write(tmp_path / "h.json", '{"train_loss": [], "val_auc": []}'))
+
+
 def test_what_is_not_a_number_becomes_nan_or_is_named(tmp_path):
     text = "epoch,train_loss,val_auc\n1,nan,0.5\n2,,n/a\n3,inf,0.5\n4,1.5e2,NaN\n"
     history = read_history(write(tmp_path / "h.csv", text))
