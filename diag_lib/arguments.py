@@ -115,7 +115,9 @@ def one_line(text: str) -> str:
 
 
 def interval(auc: "Auc") -> str:
-    """`0.843 [0.802, 0.877]`."""
+    """`0.843 [0.802, 0.877]`, or why there is none."""
+    if not auc.defined:
+        return "undefined (the scores are constant or not finite, or a class is missing)"
     return f"{auc.value:.3f} [{auc.ci[0]:.3f}, {auc.ci[1]:.3f}]"
 
 

@@ -4,6 +4,7 @@ Exit codes: 0 done (whatever the verdict), 1 `--fail-on` reached, 2 the input is
 Heavy modules are imported inside the commands, so that `diag --help` answers at once.
 """
 
+import contextlib
 import io
 import os
 import sys
@@ -31,7 +32,7 @@ from diag_lib.arguments import (
     usage_line,
 )
 from diag_lib.errors import UserError
-from diag_lib.evidence import STEPS, RunFolder
+from diag_lib.evidence import STEPS, RunFolder, mappings
 
 if TYPE_CHECKING:
     from diag_lib.settings import Settings
@@ -211,7 +212,7 @@ def finetune_teacher(
     _allow_code(trust_code)
     from diag_lib.training import finetune_teacher as finetune
 
-    result = finetune(*_prepared(settings, out))
+    result = finetune(*_prepared(config, settings, out, ["teacher"]))
     if _first_rank():
         auc = result.auc
         typer.echo(f"Validation AUC {interval(auc.before)} before, {interval(auc.after)} after")
@@ -242,12 +243,11 @@ def train(
     """
     settings = load_settings(config, None, assignments or ())
     _allow_code(trust_code)
-    from diag_lib.losses import named_loss
     from diag_lib.training import arm_settings, train_arms
 
-    # An unknown arm or loss leaves no folder behind.
-    named_loss(arm_settings(settings, arm).training.distillation.loss)
-    settings, folder = _prepared(settings, out)
+    distills = arm_settings(settings, arm).training.distillation.alpha_distill > 0
+    needs = ["baseline", "distillation"] if distills else ["baseline"]
+    settings, folder = _prepared(config, settings, out, needs)
     results = train_arms(settings, folder, [arm])
     if arm not in results:
         raise UserError(f"arm {arm}: {results.not_run.get(arm, 'was not trained')}")
@@ -393,19 +393,39 @@ def _run(
     return code
 
 
-def _prepared(settings: "Settings", out: Path | None) -> tuple["Settings", RunFolder]:
-    """Settings and run folder of a command that trains without the workbook; the folder is made when missing."""
-    from diag_lib.images import beside_run
+def _prepared(
+    config: str, settings: "Settings", out: Path | None, needs: Sequence[str]
+) -> tuple["Settings", RunFolder]:
+    """Settings and run folder of a command that trains without the workbook; the folder is made when missing.
 
+    `needs`: the steps whose requirements the command has. What they cannot work with leaves no folder behind.
+    """
+    from diag_lib.images import beside_run, read_table
+    from diag_lib.workbook.preflight import refuse_mistakes
+    from diag_lib.workbook.start import prepare_data
+
+    prepare_data(settings, config)
     folder = RunFolder(_named(out) or default_out(settings))
     settings = beside_run(settings, folder.root, folder.default_cache)
+    read_table(settings)
+    refuse_mistakes(settings, needs, folder.root)
     return settings, folder.create()
 
 
 def _named(out: Path | None) -> Path | None:
-    """The run folder as given. Raises `UserError` for an empty name, which would mean the current folder."""
-    if out == Path() and not Path("run.json").is_file():
-        raise UserError("--out is empty or the current folder, which holds no run; name a folder of its own")
+    """The run folder as given, `~` for the home folder.
+
+    Raises `UserError` for a folder in which the command is at work (an empty name means the current one) and that is
+    no run: dozens of files would be strewn among others.
+    """
+    if out is None:
+        return None
+    with contextlib.suppress(RuntimeError):  # no home, or no such user: then it is a name like any other
+        out = out.expanduser()
+    if Path.cwd().is_relative_to(out.resolve()) and not (out / "run.json").is_file():
+        raise UserError(
+            "--out is empty, the current folder or one above it, and holds no run; name a folder of its own"
+        )
     return out
 
 
@@ -414,9 +434,10 @@ def _tell(folder: RunFolder, steps: Sequence[str]) -> None:
     verdict = folder.read_json("verdict.json") if "verdict" in steps else None
     if isinstance(verdict, dict):
         typer.echo(one_line(f"Verdict: {verdict.get('summary', '')}"))
-        for number, cause in enumerate(verdict.get("causes", []), 1):
-            text = one_line(f"{number}. {cause['id']} ({cause['status']}): {cause['fix']['text']}")
-            typer.echo(f"  {text}")
+        for number, cause in enumerate(mappings(verdict, "causes"), 1):
+            fix = cause.get("fix")
+            told = fix.get("text", "") if isinstance(fix, dict) else ""
+            typer.echo("  " + one_line(f"{number}. {cause.get('id')} ({cause.get('status')}): {told}"))
     typer.echo(f"Report: {_short(folder.root / 'index.html')}")
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from diag_lib.errors import UserError
 from diag_lib.files import disk_errors, whole
@@ -155,11 +155,23 @@ class Finding:
         return {key: plain(getattr(self, key)) for key in order}
 
     @staticmethod
-    def from_dict(raw: dict[str, Any]) -> "Finding":
-        """The finding that `to_dict` wrote."""
-        ci = raw.get("ci")
-        _READ.add(raw["id"])  # a check of the user's own may have made it, which this process does not know
-        return Finding(**{**raw, "ci": tuple(ci) if ci is not None else None})
+    def from_dict(raw: Any) -> "Finding":
+        """The finding that `to_dict` wrote; what else stands there is passed over. ValueError for anything else."""
+        if not isinstance(raw, dict):
+            raise ValueError("a finding is an object")
+        known = {field.name: raw[field.name] for field in dataclasses.fields(Finding) if field.name in raw}
+        ci = known.get("ci")
+        if not (
+            all(isinstance(known.get(name), str) for name in ("id", "message"))
+            and known.get("severity") in SEVERITIES
+            and known.get("answer") in get_args(Answer)
+            and all(_number_or_none(known.get(name)) for name in ("value", "threshold", "n"))
+            and (ci is None or (isinstance(ci, list) and len(ci) == 2 and all(map(_number_or_none, ci))))
+            and isinstance(known.get("data", {}), dict)
+        ):
+            raise ValueError(f"finding {str(raw.get('id'))[:60]!r} has another form")
+        _READ.add(known["id"])  # a check of the user's own may have made it, which this process does not know
+        return Finding(**{**known, "ci": tuple(ci) if ci is not None else None})
 
 
 @dataclass(frozen=True)
@@ -229,12 +241,21 @@ class RunFolder:
         self.write_json(f"evidence/{evidence.step}.json", evidence.to_dict())
 
     def read_evidence(self, step: str) -> Evidence | None:
-        """The step's evidence, or None when the step has not run (or its file is not ours)."""
+        """The step's evidence, or None when the step has not run (or its file is not what a step wrote)."""
         raw = self.read_json(f"evidence/{step}.json")
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        if (
+            not isinstance(raw, dict)
+            or raw.get("schema") != SCHEMA
+            or not isinstance(raw.get("findings"), list)
+        ):
             return None
-        findings = [Finding.from_dict(item) for item in raw["findings"]]
-        return Evidence(raw["step"], findings, raw["numbers"], raw["inputs"])
+        numbers, inputs = raw.get("numbers"), raw.get("inputs")
+        if not (isinstance(numbers, dict) and isinstance(inputs, dict)):
+            return None
+        try:
+            return Evidence(step, [Finding.from_dict(item) for item in raw["findings"]], numbers, inputs)
+        except ValueError:
+            return None
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write JSON (NaN and infinities become null) atomically, return its path."""
@@ -246,7 +267,7 @@ class RunFolder:
         """The parsed JSON file, or None when it is absent or unreadable."""
         try:
             return json.loads((self.root / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     def write_text(self, name: str, text: str) -> Path:
@@ -264,6 +285,16 @@ class RunFolder:
         with disk_errors(self.root), whole(path) as partial:
             table.to_parquet(partial, index=False)
         return path
+
+
+def _number_or_none(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def mappings(table: object, key: str) -> list[dict[str, Any]]:
+    """The objects that a JSON object lists under `key`, whatever else a damaged or foreign file holds there."""
+    listed = table.get(key) if isinstance(table, dict) else None
+    return [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
 
 
 def refuse_address(run_dir: object) -> None:

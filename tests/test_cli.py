@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from steps_data import tiny_settings, write_images, write_teacher
 
 import diag_lib
 from diag_lib import cli
@@ -229,6 +230,18 @@ class TestRun:
         assert "1. leakage (established): Split by group." in out
         assert str(Path("reports/base/index.html")) in out
 
+    @pytest.mark.parametrize("causes", [[{"id": "x"}], [7], 5, None])
+    def test_a_verdict_of_another_form_is_told_as_far_as_it_goes(
+        self, runner: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], causes: Any
+    ):
+        folder = tmp_path / "reports" / "base"
+        folder.mkdir(parents=True)
+        (folder / "verdict.json").write_text(
+            json.dumps({"summary": "told", "causes": causes}), encoding="utf-8"
+        )
+        assert cli.main(["run", "base"]) == 0
+        assert "Verdict: told" in capsys.readouterr().out
+
     def test_steps_without_the_verdict_show_no_older_verdict(
         self, runner: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ):
@@ -237,6 +250,46 @@ class TestRun:
         (folder / "verdict.json").write_text('{"summary": "old", "causes": []}', encoding="utf-8")
         cli.main(["run", "base", "--steps", "01"])
         assert "old" not in capsys.readouterr().out
+
+
+class TestTraining:
+    @pytest.mark.parametrize(
+        ("command", "assignment", "says"),
+        [
+            ("train --arm status_quo", "dataset.root=nowhere", "nowhere"),
+            ("train --arm status_quo", "teacher.weights=nope.pth", "nope.pth"),
+            ("train --arm status_quo", "student.trainable_s1=[nope]", "nope"),
+            ("train --arm status_quo", "dataset.image_size=3", "image_size"),
+            ("train --arm status_quo", "training.weight_decay=1e300", "weight_decay"),
+            ("finetune-teacher", "dataset.root=nowhere", "nowhere"),
+            ("finetune-teacher", "teacher.weights=nope.pth", "nope.pth"),
+            ("finetune-teacher", "dataset.image_size=3", "image_size"),
+        ],
+    )
+    def test_a_mistake_leaves_no_folder(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, assignment: str, says: str
+    ):
+        write_images(tmp_path / "data", train=4, val=4)
+        write_teacher(tmp_path / "teacher.safetensors")
+        settings, out = tmp_path / "my.yaml", tmp_path / "out"
+        settings.write_text(tiny_settings(tmp_path).to_yaml(), encoding="utf-8")
+        name, *options = command.split()
+        assert cli.main([name, str(settings), *options, "--out", str(out), "--set", assignment]) == 2
+        assert says in capsys.readouterr().err
+        assert not out.exists()
+
+    @pytest.mark.parametrize("out", ["", ".", "..", "/"])
+    def test_a_folder_in_which_one_works_is_no_run_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["run", "base", "--out", out, "--steps", "01"]) == 2
+        assert "a folder of its own" in capsys.readouterr().err
+        assert not any(tmp_path.iterdir())
+
+    def test_the_home_folder_has_its_short_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert cli._named(Path("~/runs/a")) == tmp_path / "runs" / "a"
 
 
 class TestSettings:

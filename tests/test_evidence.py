@@ -51,6 +51,48 @@ def test_absent_foreign_or_broken_files_are_no_evidence(tmp_path: Path) -> None:
     assert run.read_evidence("audit") is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"findings": 5},
+        {"findings": [{}]},
+        {"findings": [7]},
+        {"numbers": None},
+        {"inputs": []},
+        *(
+            {"findings": [FINDING.to_dict() | wrong]}
+            for wrong in (
+                {"severity": "fatal"},
+                {"answer": 5},
+                {"message": 7},
+                {"value": "x"},
+                {"ci": [1]},
+                {"ci": ["a", "b"]},
+                {"data": []},
+            )
+        ),
+    ],
+)
+def test_a_file_of_another_form_is_no_evidence(tmp_path: Path, change: dict[str, object]) -> None:
+    run = RunFolder(tmp_path).create()
+    run.write_json("evidence/teacher.json", Evidence("teacher", [FINDING]).to_dict() | change)
+    assert run.read_evidence("teacher") is None
+
+
+def test_what_a_newer_version_adds_to_a_finding_is_passed_over(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path).create()
+    newer = {"findings": [FINDING.to_dict() | {"new_key": 1}]}
+    run.write_json("evidence/teacher.json", Evidence("teacher", [FINDING]).to_dict() | newer)
+    found = run.read_evidence("teacher")
+    assert found is not None and found.findings == [FINDING]
+
+
+def test_json_nested_without_end_is_unreadable(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path).create()
+    (tmp_path / "verdict.json").write_text('{"a":' * 1 + "[" * 200_000)
+    assert run.read_json("verdict.json") is None
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     run = RunFolder(tmp_path).create()
     run.write_json("verdict.json", {"a": 1})

@@ -25,8 +25,9 @@ from diag_lib import resources, workbook
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS, Evidence, Finding, RunFolder
 from diag_lib.settings import Settings, load
-from diag_lib.workbook import index, render
+from diag_lib.workbook import comparing, index, render
 from diag_lib.workbook.bars import Row, bars
+from diag_lib.workbook.comparison_page import write_comparison
 from diag_lib.workbook.sanitize import clean
 from diag_lib.workbook.scrub import Scrubber
 from diag_lib.workbook.state import RunState, StepState
@@ -430,6 +431,26 @@ def test_compare_shows_verdicts_arms_and_only_the_settings_that_differ(tmp_path)
     assert lines["training.seed"].split() == ["training.seed", "1", "2"]
     assert lines["bce_only"].count("0.98 [0.97, 0.99]") == 2
     assert "training.lr_s1" not in lines
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"causes": 5, "arms": 5, "undecided": "x"}',
+        '{"causes": [7, {}], "arms": [{"id": []}]}',
+        '{"healthy": [1]}',
+        "[" * 200_000,
+    ],
+)
+def test_compare_and_overview_survive_a_verdict_of_another_form(tmp_path, text):
+    runs = [RunFolder(tmp_path / name).create() for name in ("one", "two")]
+    for folder in runs:
+        folder.write_text("settings.yaml", Settings().to_yaml())
+        folder.write_text("verdict.json", text)
+    found = comparing.comparison([folder.root for folder in runs])
+    assert "healthy" in comparing.in_text(found)
+    assert write_comparison(found, tmp_path / "both.html").is_file()
+    assert index.write_index(runs[0], RunState.load(runs[0]), None).is_file()
 
 
 def test_compare_writes_a_page_of_the_same_content(tmp_path, capsys):

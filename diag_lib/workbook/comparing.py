@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from diag_lib.errors import UserError
-from diag_lib.evidence import STEPS, Finding, RunFolder
+from diag_lib.evidence import STEPS, Finding, RunFolder, mappings
 from diag_lib.settings import dotted
 from diag_lib.workbook.bars import row
 from diag_lib.workbook.scrub import Scrubber
@@ -80,24 +80,26 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def items(verdict: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """The mappings that a verdict lists under `key`, whatever else a damaged file holds there."""
-    return [item for item in verdict.get(key) or [] if isinstance(item, dict)]
-
-
 def _verdict_rows(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
-    words = {True: "healthy", False: "not healthy", None: "undecided"}
-    health = [words.get(v.get("healthy"), ABSENT) if v else "no verdict" for v in verdicts]
+    health = [_health(verdict) for verdict in verdicts]
     causes = [
-        "; ".join(f"{c.get('id')} ({c.get('status')})" for c in items(v, "causes")) or ABSENT
+        "; ".join(f"{c.get('id')} ({c.get('status')})" for c in mappings(v, "causes")) or ABSENT
         for v in verdicts
     ]
-    open_ones = [", ".join(str(c.get("id")) for c in items(v, "undecided")) or ABSENT for v in verdicts]
+    open_ones = [", ".join(str(c.get("id")) for c in mappings(v, "undecided")) or ABSENT for v in verdicts]
     return [["healthy", *health], ["causes", *causes], ["still open", *open_ones]]
 
 
+def _health(verdict: dict[str, Any]) -> str:
+    if not verdict:
+        return "no verdict"
+    said = verdict.get("healthy")
+    words = {True: "healthy", False: "not healthy", None: "undecided"}
+    return words[said] if said is None or isinstance(said, bool) else ABSENT
+
+
 def _arm_rows(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
-    arms = [{str(arm.get("id")): row("", arm) for arm in items(verdict, "arms")} for verdict in verdicts]
+    arms = [{str(arm.get("id")): row("", arm) for arm in mappings(verdict, "arms")} for verdict in verdicts]
     ids = list(dict.fromkeys(name for found in arms for name in found))
     return [[name, *(_auc(found.get(name)) for found in arms)] for name in ids]
 
@@ -112,7 +114,7 @@ def _gain_rows(folders: Sequence[RunFolder], verdicts: Sequence[dict[str, Any]])
     ]
     first, *others = folders
     same = [bool(data[0]) and one == data[0] for one in data[1:]]
-    ids = dict.fromkeys(str(arm.get("id")) for verdict in verdicts for arm in items(verdict, "arms"))
+    ids = dict.fromkeys(str(arm.get("id")) for verdict in verdicts for arm in mappings(verdict, "arms"))
     table = []
     for name in ids if any(same) else ():
         before = load_arm(first, name)
@@ -157,7 +159,7 @@ def _setting_rows(folders: Sequence[RunFolder]) -> list[list[str]]:
     for folder in folders:
         try:
             tree = yaml.safe_load((folder.root / SETTINGS_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
             tree = None
         flat.append(dotted(_mapping(tree)))
     keys = list(dict.fromkeys(key for settings in flat for key in settings))

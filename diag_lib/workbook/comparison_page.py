@@ -6,7 +6,7 @@ from typing import Any
 
 from diag_lib.display import ANSWER_WORD, SEVERITY_LOOK, with_interval
 from diag_lib.errors import UserError
-from diag_lib.evidence import FINDINGS, SEVERITIES, Finding, RunFolder
+from diag_lib.evidence import FINDINGS, SEVERITIES, Finding, RunFolder, mappings
 from diag_lib.workbook import comparing
 from diag_lib.workbook.bars import bars
 from diag_lib.workbook.bars import row as bar_row
@@ -64,10 +64,8 @@ def _context(found: Comparison, place: Path) -> dict[str, Any]:
                 "name": name,
                 "link": _link(folder, place),
                 "hero": look,
-                "causes": [_named(cause, hide) for cause in comparing.items(verdict, "causes")],
-                "open": [
-                    title_of(hide(str(item.get("id")))) for item in comparing.items(verdict, "undecided")
-                ],
+                "causes": [_named(cause, hide) for cause in mappings(verdict, "causes")],
+                "open": [title_of(hide(str(item.get("id")))) for item in mappings(verdict, "undecided")],
             }
             for folder, name, look, verdict in zip(found.folders, names, looks, found.verdicts, strict=True)
         ],
@@ -96,7 +94,7 @@ def _pictures(found: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
     for arm, title in SHOWN_BY_BARS.items():
         rows = []
         for name, verdict in zip(names, found.verdicts, strict=True):
-            raw = next((item for item in comparing.items(verdict, "arms") if item.get("id") == arm), None)
+            raw = next((item for item in mappings(verdict, "arms") if item.get("id") == arm), None)
             rows.append(bar_row(name, raw))
         if any(item.value is not None for item in rows):
             pictures.append({"title": title, "bars": bars(rows)})

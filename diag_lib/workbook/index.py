@@ -12,7 +12,7 @@ import yaml
 from markupsafe import Markup
 
 from diag_lib.display import SEVERITY_LOOK, asked, limit, meaning, number, sentence, with_interval
-from diag_lib.evidence import STEP_TITLES, STEPS, Finding, RunFolder
+from diag_lib.evidence import STEP_TITLES, STEPS, Finding, RunFolder, mappings
 from diag_lib.settings import Settings
 from diag_lib.workbook.bars import Row, bars, row
 from diag_lib.workbook.render import environment, navigation, scrubber, step_cards
@@ -43,7 +43,7 @@ def context(folder: RunFolder, state: RunState, settings: Settings | None, hide:
     """All that the overview's template shows; every text is free of paths and names of the machine."""
     raw = folder.read_json("verdict.json")
     verdict = hide.tree(raw) if isinstance(raw, dict) else None
-    causes = _mappings(verdict, "causes")
+    causes = mappings(verdict, "causes")
     first = causes[0] if causes else None
     findings = list(_findings(folder))
     cards = hide.tree([{**card, "line": vars(card["line"])} for card in step_cards(folder, state)])
@@ -61,8 +61,8 @@ def context(folder: RunFolder, state: RunState, settings: Settings | None, hide:
         "others": causes[1:],
         "title_of": title_of,
         "meaning": lambda cause: Markup(meaning(cause, "What this cause means")),  # noqa: S704 - escaped there
-        "undecided": _mappings(verdict, "undecided"),
-        "ruled_out": _mappings(verdict, "ruled_out"),
+        "undecided": mappings(verdict, "undecided"),
+        "ruled_out": mappings(verdict, "ruled_out"),
         "arms": _arms(verdict, settings),
         "findings": _finding_rows(findings, hide),
         "max_findings": MAX_KEY_FINDINGS,
@@ -76,15 +76,10 @@ def title_of(cause: object) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _mappings(verdict: Any, key: str) -> list[dict[str, Any]]:
-    found = verdict.get(key) if isinstance(verdict, dict) else None
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
-
-
 def _headline(verdict: dict[str, Any] | None) -> str:
     if verdict is None:
         return "No verdict yet"
-    causes = _mappings(verdict, "causes")
+    causes = mappings(verdict, "causes")
     if verdict.get("healthy") is True:
         return "Healthy"
     if verdict.get("healthy") is False and causes:
@@ -110,10 +105,11 @@ def hero(verdict: dict[str, Any] | None, state: RunState, hide: Scrubber) -> dic
             "summary": hide(text),
             "note": "",
         }
-    causes = _mappings(verdict, "causes")
+    causes = mappings(verdict, "causes")
     status = str(causes[0].get("status", "")) if causes else ""
     looks = {True: ("ok", "Healthy"), False: ("error", f"Cause {status}" if status else "Not healthy")}
-    kind, badge = looks.get(verdict.get("healthy"), ("open", "Undecided"))  # type: ignore[arg-type]
+    healthy = verdict.get("healthy")
+    kind, badge = looks[healthy] if isinstance(healthy, bool) else ("open", "Undecided")
     notes = []
     if verdict.get("complete") is False:
         notes.append("Incomplete: not every step or experiment took part in this verdict.")
@@ -214,7 +210,7 @@ def _difference(old: Any, new: Any) -> Any:
 
 
 def _arms(verdict: dict[str, Any] | None, settings: Settings | None) -> Markup | None:
-    arms = _mappings(verdict, "arms")
+    arms = mappings(verdict, "arms")
     least = settings.thresholds.baseline_auc if settings else None
     rows: list[Row] = []
     for arm in arms:

@@ -170,9 +170,11 @@ class _Run:
         return run
 
     def _complete(self, step: str) -> bool:
-        name = notebook_name(step)
-        needed = (self.folder.evidence_path(step), self.folder.root / f"{name}.html", self._target(step))
-        return all(path.is_file() for path in needed)
+        pages = (self.folder.root / f"{notebook_name(step)}.html", self._target(step))
+        told = self.folder.read_evidence(step) is not None
+        if step == "verdict":
+            told = told and isinstance(self.folder.read_json("verdict.json"), dict)
+        return told and all(path.is_file() for path in pages)
 
     def _target(self, step: str) -> Path:
         return self.folder.root / "notebooks" / f"{notebook_name(step)}.ipynb"
