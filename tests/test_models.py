@@ -532,7 +532,11 @@ def _pickle(path):
         ("module.pth", lambda p: torch.save(nn.Linear(2, 2), p), "state_dict"),
         ("tensor.pth", lambda p: torch.save(torch.zeros(3), p), "no tensors by name"),
         ("numbers.pth", lambda p: torch.save({"epoch": 3, "lr": 0.1}, p), "no tensors by name"),
-        ("text.pth", lambda p: p.write_text("<html>404</html>"), "not a readable|pickled code"),
+        ("text.pth", lambda p: p.write_text("<html>404</html>"), "web page"),
+        ("lfs.pth", lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+        ("noise.pth", lambda p: p.write_bytes(b"weights" * 99), "no weights file"),
+        ("other.pth", lambda p: save_file(other_tiny().state_dict(), p), "a safetensors file"),
+        ("folder.pth", lambda p: p.mkdir(), "is a folder"),
         ("empty.pth", lambda p: p.write_bytes(b""), "empty"),
         ("half.safetensors", lambda p: p.write_bytes(b"\x10\0\0\0\0\0\0\0{"), "safetensors"),
     ],
@@ -543,6 +547,26 @@ def test_bad_files_are_one_line_errors(tmp_path, capsys, name, write, words):
         models.build("tiny_ladeda", tmp_path / name)
     assert "\n" not in str(caught.value)
     assert "code of the file ran" not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("float8", lambda t: t.to(torch.float8_e4m3fn)),
+        ("meta", lambda t: t.to("meta")),
+        ("sparse", lambda t: t.to_sparse()),
+        ("quantized", lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)),
+        ("complex", lambda t: t.to(torch.complex64)),
+        ("bool", lambda t: t.bool()),
+        ("int8", lambda t: t.to(torch.int8)),
+    ],
+)
+def test_tensors_that_would_lose_something_are_refused(tmp_path, kind, change):
+    state = {name: change(t) if name == "fc.weight" else t for name, t in other_tiny().state_dict().items()}
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=rf"fc.weight is .*{kind}|not a readable"):
+        models.build("tiny_ladeda", tmp_path / "odd.pth")
 
 
 def test_truncated_and_non_finite_files_are_refused(tmp_path):

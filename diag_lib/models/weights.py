@@ -85,6 +85,10 @@ def _existing(candidates: list[Path], what: str, source: str = "", folder: Path 
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    if odd := next((candidate for candidate in candidates if candidate.exists()), None):
+        raise UserError(
+            f"{what}: {odd.name} is a {'folder' if odd.is_dir() else 'device or pipe'}; name a file"
+        )
     names = " or ".join(dict.fromkeys(candidate.name for candidate in candidates))
     place = folder if folder is not None else candidates[0].parent
     known = ", ".join([*ALIASES, *DEMO_TEACHERS])
@@ -137,14 +141,29 @@ def _torch_load(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about pickle protocols; the outcome says it all
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(
-            f"{path.name} holds pickled code or a whole model, which could run anything and is not loaded: "
-            "save model.state_dict() instead"
-        ) from None
+        raise UserError(_why_refused(path)) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path.name} is not a readable PyTorch weights file: {_first_line(error)}") from None
     except (MemoryError, OverflowError, IndexError):
         raise UserError(f"{path.name} is damaged: its tensors do not fit what the file holds") from None
+
+
+def _why_refused(path: Path) -> str:
+    """Why PyTorch's safe loader did not take a file: it is something else altogether, or more than tensors."""
+    with path.open("rb") as file:
+        start = file.read(200)
+    if start[8:9] == b"{":
+        return f"{path.name} is a safetensors file: give it that ending"
+    if start.startswith(b"version https://git-lfs"):
+        return f"{path.name} is a pointer of Git LFS, not the weights: fetch them with git lfs pull"
+    if start.lstrip()[:1] == b"<":
+        return f"{path.name} is a web page, not weights: download the file itself"
+    if not start.startswith((b"PK", b"\x80")):
+        return f"{path.name} is no weights file: a PyTorch state_dict or a safetensors file is expected"
+    return (
+        f"{path.name} holds pickled code or a whole model, which could run anything and is not loaded: "
+        "save model.state_dict() instead"
+    )
 
 
 def _unwrap(loaded: Any, name: str) -> dict[str, Tensor]:
@@ -180,6 +199,7 @@ def load_into(model: PatchModel, state: Mapping[str, Tensor], file: Path) -> Loa
     """Copy every tensor that fits into the model and report every one that does not."""
     target = model.weights_module.state_dict()
     given = strip_prefixes(state, target)
+    _refuse_odd({k: v for k, v in given.items() if k in target}, target, file.name)
     mismatched = {k: v for k, v in given.items() if k in target and v.shape != target[k].shape}
     fits = {k: v for k, v in given.items() if k in target and k not in mismatched}
     broken = [k for k, v in fits.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
@@ -203,6 +223,26 @@ def load_into(model: PatchModel, state: Mapping[str, Tensor], file: Path) -> Loa
         loaded=len(fits),
         message=_report_message(file.name, len(fits), len(target), missing, unexpected, mismatched),
     )
+
+
+def _refuse_odd(given: Mapping[str, Tensor], target: Mapping[str, Tensor], file: str) -> None:
+    """Raise `UserError` for tensors that a network cannot take as they are, or only by losing a part of them."""
+    for key, tensor in given.items():
+        kinds = {
+            "nested": tensor.is_nested,
+            "quantized": tensor.is_quantized,
+            "empty (on the device 'meta')": tensor.is_meta,
+            "sparse": tensor.layout != torch.strided,
+            str(tensor.dtype): target[key].is_floating_point() and tensor.dtype not in _FLOATS,
+        }
+        odd = next((kind for kind, found in kinds.items() if found), None)
+        if odd is not None:
+            raise UserError(
+                f"{file}: {key} is {odd}: save the weights as plain float32 tensors (state_dict of model.float())"
+            )
+
+
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def _may_be_absent(key: str) -> bool:
