@@ -29,6 +29,7 @@ from diag_lib.images import (
     open_split,
     printable,
     read_table,
+    steps_of_epoch,
     store,
     to_input,
 )
@@ -516,6 +517,15 @@ def test_epoch_batches_cover_everything_once_and_differ() -> None:
     assert sorted(np.concatenate(batches)) == list(range(10))
     assert all(np.array_equal(a, b) for a, b in zip(batches, epoch_batches(10, 4, 3, 0), strict=True))
     assert not np.array_equal(np.concatenate(batches), np.concatenate(epoch_batches(10, 4, 3, 1)))
+
+
+@given(n=st.integers(1, 200), size=st.integers(1, 70))
+def test_no_image_of_an_epoch_is_lost_or_left_alone(n: int, size: int) -> None:
+    batches = epoch_batches(n, size, seed=1, epoch=2)
+    assert len(batches) == steps_of_epoch(n, size)
+    assert sorted(np.concatenate(batches)) == list(range(n))
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert size == 1 or n == 1 or all(len(batch) > 1 for batch in batches)
 
 
 def test_to_input_normalises() -> None:

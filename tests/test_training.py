@@ -142,6 +142,19 @@ def test_a_learnable_task_is_learned(root, run):
     assert np.isnan(arm.history["train_distill_loss"]).all()
 
 
+def test_a_batch_of_one_image_that_has_no_statistics_is_the_users_to_know(root, run):
+    """Five pixels leave the student a map of 1 x 1."""
+    alone = small_settings(root, training__batch_size=1, dataset__image_size=5)
+    with pytest.raises(UserError, match=r"training\.batch_size: a batch of one"):
+        train(alone, run, "bce_only")
+
+
+def test_a_single_image_left_over_does_not_stop_the_training(root, run):
+    n = len(open_split(small_settings(root), "train").frame)
+    chosen = small_settings(root, training__batch_size=n - 1, dataset__image_size=5)
+    assert train(chosen, run, "bce_only")["bce_only"].image_steps > 0
+
+
 def test_plateau_reduces_the_rate_by_half_a_alone(root, run, monkeypatch):
     settings = small_settings(root, training__epochs_s1=6, training__epochs_s2=0)
     seen = []

@@ -3,7 +3,7 @@
 from diag_lib.images.decode import DecodeError, decode, decode_bytes
 from diag_lib.images.places import beside_run, keep_out_of_dataset
 from diag_lib.images.sources import ImageTable, printable, read_table, refuse_missing
-from diag_lib.images.store import ImageSet, epoch_batches, open_split, to_input
+from diag_lib.images.store import ImageSet, epoch_batches, open_split, steps_of_epoch, to_input
 from diag_lib.images.views import Reencode
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "printable",
     "read_table",
     "refuse_missing",
+    "steps_of_epoch",
     "to_input",
 ]

@@ -288,9 +288,19 @@ def parallel(work: Callable[[Any], Result], items: Iterable[Any], workers: int) 
 
 
 def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[Ints]:
-    """Shuffled index batches of an epoch, a function of (seed, epoch) alone; the last one may be smaller."""
+    """Shuffled index batches of an epoch, a function of (seed, epoch) alone; the last one may be smaller.
+
+    A single image that would be left over joins the batch before it: alone it has no batch statistics.
+    """
     order = np.random.default_rng([seed, 0xE70C, epoch]).permutation(n)
-    return [order[start : start + batch_size] for start in range(0, n, batch_size)]
+    starts = [*range(0, n, batch_size)][: steps_of_epoch(n, batch_size)]
+    return [order[start:end] for start, end in zip(starts, [*starts[1:], n], strict=True)]
+
+
+def steps_of_epoch(n: int, batch_size: int) -> int:
+    """How many batches `epoch_batches` makes of n images."""
+    whole, left = divmod(n, batch_size)
+    return whole + (left > 1 or (left == 1 and not whole))
 
 
 def to_input(pixels: "Tensor", mean: Sequence[float], std: Sequence[float]) -> "Tensor":

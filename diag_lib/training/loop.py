@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diag_lib.errors import UserError
+from diag_lib.images import steps_of_epoch
 from diag_lib.losses import LogitScale, LossParts, weighted_loss
 from diag_lib.models import PatchModel, align, derived_seed, pool, select_trainable
 from diag_lib.settings import Settings
@@ -82,7 +84,7 @@ class Student:
         self.geometry = self.model.geometry(size)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.data.hardware.dtype == torch.float16)
         self.random = ":" in self.model.arch or any("Drop" in type(m).__name__ for m in self.model.modules())
-        steps = math.ceil(len(self.data.train.frame) / self.settings.training.batch_size)
+        steps = steps_of_epoch(len(self.data.train.frame), self.settings.training.batch_size)
         self.sampled = sampled_epochs(self.epochs, steps)
 
     @property
@@ -156,7 +158,7 @@ class Student:
         for number, rows in enumerate(parts):
             some = batch if len(parts) == 1 else batch.part(rows)
             own = _own_randomness(self.random, self.settings.training.seed, step, number)
-            with own, self.data.hardware.autocast():
+            with own, self.data.hardware.autocast(), _not_alone(len(some.y)):
                 patches = patch_logits(self.model, some.x, None if features is None else features[rows])
             patches, some = self._whole(patches, some)
             loss = self.losses(patches, some)
@@ -294,7 +296,7 @@ def train(students: Sequence[Student], data: Data, after_epoch: Callable[[Studen
         started = time.monotonic()
         for student in live:
             student.begin_epoch()
-        steps = math.ceil(len(data.train.frame) / data.settings.training.batch_size)
+        steps = steps_of_epoch(len(data.train.frame), data.settings.training.batch_size)
         for index, batch in enumerate(data.training_batches(epoch)):
             examined = [index == steps // 2 and epoch in student.sampled for student in live]
             train_step(live, batch, epoch * steps + index, examined)
@@ -374,6 +376,20 @@ def _sum_device(data: Data) -> torch.device:
     """Where float64 sums can live (MPS has no float64)."""
     device = data.hardware.device
     return device if device.type == "cuda" else torch.device("cpu")
+
+
+@contextlib.contextmanager
+def _not_alone(images: int):  # type: ignore[no-untyped-def]
+    """BatchNorm of a 1 x 1 map has nothing to average over in a batch of one image: that is the user's to know."""
+    try:
+        yield
+    except ValueError as error:
+        if images > 1 or "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "training.batch_size: a batch of one image gives the student's BatchNorm one value a channel, as its map "
+            "is 1 x 1; make batches (and the training set) of 2 images or more, or dataset.image_size larger"
+        ) from None
 
 
 @contextlib.contextmanager

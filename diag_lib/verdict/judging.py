@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from diag_lib.causes import Cause, Status, rivals
 from diag_lib.experiments import SIGNIFICANT, Comparison
+from diag_lib.images import steps_of_epoch
 from diag_lib.screens import CLEARLY_WORKS, MATERIAL_GAIN, Case, RuledOut, Suspicion
 from diag_lib.statistics import holm, n_for_gain
 from diag_lib.verdict.result import NamedCause, Open
@@ -84,7 +85,7 @@ def _plain_cause(reached: Mapping[str, float], case: Case) -> str | None:
 def _few_steps(case: Case) -> bool:
     t, counts = case.settings.training, case.finding("audit.imbalance")
     n_train = counts.n if counts is not None and counts.n else 0
-    return 0 < math.ceil(n_train / t.batch_size) * (t.epochs_s1 + t.epochs_s2) < FEW_STEPS
+    return 0 < steps_of_epoch(n_train, t.batch_size) * (t.epochs_s1 + t.epochs_s2) < FEW_STEPS
 
 
 def established(judged: list[NamedCause | Open | RuledOut]) -> list[str]:
