@@ -236,7 +236,7 @@ def rows_of(root: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("bom", [False, True])
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 def test_text_manifests_equal_the_folder(tmp_path: Path, separator: str, bom: bool) -> None:
     rows = rows_of(tmp_path)
     by_folder = read_table(configured(tmp_path)).frame
@@ -331,6 +331,8 @@ def test_curation_is_applied_and_counted(tmp_path: Path) -> None:
     file.write_text("path,action\ntrain/real/0.png,delete\n")
     with pytest.raises(UserError, match=r"row 2: action 'delete'.*exclude, relabel"):
         read_table(configured(tmp_path / "d", **{"dataset.curation": str(file)}))
+    with pytest.raises(UserError, match="is a folder"):
+        read_table(configured(tmp_path / "d", **{"dataset.curation": str(tmp_path / "d")}))
 
 
 # ---- views

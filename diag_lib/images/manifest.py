@@ -97,8 +97,9 @@ def curate(
     """Apply a curation file: (remaining entries, counts of excluded, relabelled and unmatched rows)."""
     name = printable(file.name)
     if not file.is_file():
+        problem = "is a folder" if file.is_dir() else "does not exist"
         raise UserError(
-            f"dataset.curation: {printable(str(file))} does not exist; it is a CSV with path, action, label"
+            f"dataset.curation: {printable(str(file))} {problem}; it is a CSV with path, action, label"
         )
     actions: dict[str, tuple[str, int | None]] = {}
     known = {entry.path for entry in entries}
@@ -170,7 +171,7 @@ def _text_cells(file: Path, name: str, needed: Sequence[str]) -> tuple[list[str]
         text = raw.decode("utf-16", errors="replace")
     else:
         text = os.fsdecode(raw.removeprefix(b"\xef\xbb\xbf"))  # keeps file names that are not UTF-8
-    separator = max(",;\t", key=text.split("\n", 1)[0].count)
+    separator = max(",;\t|", key=text.split("\n", 1)[0].count)
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     except csv.Error as error:
