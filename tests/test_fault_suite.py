@@ -9,6 +9,7 @@ from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder
 from diag_lib.faults import suite
 from diag_lib.faults.controls import CONTROLS
+from diag_lib.faults.inject import find
 from diag_lib.faults.page import write_report
 from diag_lib.faults.scoring import score, summary
 from diag_lib.plots import faults as pictures
@@ -75,6 +76,11 @@ def test_a_control_is_run_once_and_a_fault_once_a_seed() -> None:
     assert all(not case.expected or case.seed > 100 for case in cases)
     quick = suite.plan("quick", None, [101])
     assert len(quick) == len(suite.QUICK) + len(suite.QUICK_CONTROLS) and len(suite.QUICK) >= 10
+    for case in quick:
+        size = case.fault.around["dataset.image_size"]
+        assert size == case.fault.around_recipe["size"] < 64  # images and network's input alike
+    asked_for = suite.plan("quick", ["leakage"], [101])[0].fault
+    assert asked_for == find("leakage")
     for wrong in (("slow", None), ("quick", ["nonsense"])):
         with pytest.raises(UserError):
             suite.plan(*wrong, [101])
