@@ -238,6 +238,9 @@ def _from_json(text: str, source: str) -> tuple[dict[str, list[Any]], list[str]]
     content = _loads(text, source)
     if isinstance(content, dict) and isinstance(content.get("history"), (dict, list)):
         content = content["history"]
+    if isinstance(content, dict) and isinstance(content.get("log_history"), list):
+        # Hugging Face's trainer_state.json, whose last record sums up the whole training
+        content = [r for r in content["log_history"] if not (isinstance(r, dict) and "train_runtime" in r)]
     if isinstance(content, list):
         return _from_records(content, source)
     if not isinstance(content, dict):
@@ -245,7 +248,15 @@ def _from_json(text: str, source: str) -> tuple[dict[str, list[Any]], list[str]]
             f"history {source}: holds a single value; wanted is one list a column, or one record an epoch"
         )
     notes: list[str] = []
-    return _pick({k: v for k, v in content.items() if isinstance(v, list)}, source, notes), notes
+    lists: dict[str, list[Any]] = {}
+    for name, value in content.items():
+        inner = (
+            {f"{name}_{key}": column for key, column in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+        lists |= {key: column for key, column in inner.items() if isinstance(column, list)}
+    return _pick(lists, source, notes), notes
 
 
 def _from_jsonl(text: str, source: str) -> tuple[dict[str, list[Any]], list[str]]:
@@ -317,10 +328,14 @@ def _from_csv(text: str, source: str) -> tuple[dict[str, list[Any]], list[str]]:
 
 
 def _one_row_an_epoch(lists: dict[str, list[Any]], source: str) -> dict[str, list[Any]]:
-    """Join neighbouring rows of one epoch: some loggers put training and validation on separate rows."""
+    """Join neighbouring rows of one epoch: some loggers put training and validation on separate rows.
+
+    Fractions of an epoch, which loggers of steps give, belong to the epoch that they are part of.
+    """
     if "epoch" not in lists:
         return lists
     frame = pd.DataFrame({column: _numbers(values, column, source) for column, values in lists.items()})
+    frame["epoch"] = np.ceil(frame["epoch"] - 1e-6)
     keys = frame[[c for c in ("stage", "epoch") if c in frame]].ffill()
     joined = frame.groupby((keys != keys.shift()).any(axis=1).cumsum(), sort=False).last()
     return {str(column): joined[column].tolist() for column in joined}

@@ -166,6 +166,30 @@ def test_a_name_that_says_validation_wins_over_one_that_says_nothing(tmp_path, t
     assert history.values("val_acc").tolist() == accuracy
 
 
+def test_a_trainer_state_of_hugging_face(tmp_path):
+    log = [
+        {"epoch": 0.5, "loss": 0.9, "learning_rate": 1e-3, "step": 5},
+        {"epoch": 1.0, "loss": 0.8, "learning_rate": 1e-3, "step": 10},
+        {"epoch": 1.0, "eval_loss": 0.7, "eval_auc": 0.5, "eval_accuracy": 0.4, "step": 10},
+        {"epoch": 1.5, "loss": 0.6, "learning_rate": 1e-3, "step": 15},
+        {"epoch": 2.0, "eval_loss": 0.6, "eval_auc": 0.6, "eval_accuracy": 0.5, "step": 20},
+        {"epoch": 2.0, "train_runtime": 12.0, "train_loss": 0.7, "step": 20},
+    ]
+    history = read_history(
+        write(tmp_path / "trainer_state.json", json.dumps({"epoch": 2.0, "log_history": log}))
+    )
+    assert history.values("val_auc").tolist() == [0.5, 0.6]
+    assert history.values("val_loss").tolist() == [0.7, 0.6]
+    assert history.values("train_loss").tolist() == [0.8, 0.6]
+
+
+def test_lists_of_a_split_are_read_under_its_name(tmp_path):
+    nested = {"train": {"loss": [1.0, 0.9]}, "val": {"auc": [0.5, 0.6], "loss": [0.7, 0.6]}}
+    history = read_history(write(tmp_path / "h.json", json.dumps(nested)))
+    assert history.values("train_loss").tolist() == [1.0, 0.9]
+    assert history.values("val_auc").tolist() == [0.5, 0.6]
+
+
 def test_empty_lists_are_said_to_be_empty(tmp_path):
     with pytest.raises(UserError, match="train_loss, val_auc: empty"):
         read_history(write(tmp_path / "h.json", '{"train_loss": [], "val_auc": []}'))
