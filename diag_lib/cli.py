@@ -285,7 +285,7 @@ def faults(
     _need("papermill", "skimage", extra="demo")
     from diag_lib.faults.suite import run_suite
 
-    return int(run_suite(suite, causes=cause or None, seeds=seeds, out=out))
+    return int(run_suite(suite, causes=cause or None, seeds=seeds, out=_named(out) or out))
 
 
 @app.command()
