@@ -310,15 +310,20 @@ class _Run:
         return tell
 
     def _far(self, step: str, seconds: float) -> str:
-        """`; the run: 61 %, about 3 min left` when `step` has run for `seconds`; empty before there is an estimate."""
+        """`; the run: 61 %, about 3 min left` when `step` has run for `seconds`; empty before there is an estimate.
+
+        A step that has outrun its estimate says so: a share would stand at 100 % for as long as it takes.
+        """
         expected = self._expected(step)
         if any(each is None for each in expected.values()):
             return ""
         here = expected.pop(step) or 0.0
-        left = max(0.0, here - seconds) + sum(each or 0.0 for each in expected.values())
-        so_far = time.monotonic() - self.begun
-        about = "about" if seconds <= here else "more than"
-        return f"; the run: {100 * so_far / (so_far + left):.0f} %, {about} {duration(left)} left"
+        after = sum(each or 0.0 for each in expected.values())
+        if seconds > here:
+            steps = f", about {duration(after)} for the steps behind it" if after else ""
+            return f"; this step takes longer than estimated{steps}"
+        so_far, left = time.monotonic() - self.begun, here - seconds + after
+        return f"; the run: {100 * so_far / (so_far + left):.0f} %, about {duration(left)} left"
 
     def _left(self, step: str) -> str:
         """`(12 s so far, about 90 s left)` when `step` begins."""
