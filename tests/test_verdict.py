@@ -13,9 +13,9 @@ from diag_lib.causes import CAUSES
 from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.experiments import Comparison, Measured, compare
 from diag_lib.fixes import Fix
-from diag_lib.screens import Case, RuledOut, Suspicion
+from diag_lib.screens import MATERIAL_GAIN, Case, RuledOut, Suspicion
 from diag_lib.settings import Settings, dotted, load, nested
-from diag_lib.statistics import Auc
+from diag_lib.statistics import Auc, n_for_gain
 from tests.steps_data import tiny_settings, write_images, write_teacher
 
 SHIFT = next(cause for cause in CAUSES if cause.id == "teacher_domain_shift")
@@ -66,6 +66,23 @@ def test_an_experiment_without_effect_rules_the_cause_out() -> None:
 def test_an_unclear_effect_of_weak_evidence_stays_open_and_says_how_many_images_it_needs() -> None:
     found = judged(moved(0.5, 0.53, half=0.06, p=0.3), weak=True)
     assert isinstance(found, verdict.Open) and found.needs["n_val_per_class"] == 412
+
+
+def test_images_are_asked_for_only_where_more_of_them_would_tell() -> None:
+    """A proof looks at half of val: 300 of 600 a class here."""
+    case = Case(Settings(), {}, {"status_quo": replace(auc_of(0.5), n_real=600, n_fake=640)})
+    suspicion = Suspicion("frozen layers hold it back.", ())
+    cause = next(cause for cause in CAUSES if cause.id == "frozen_parameters")
+    open_gain, small_gain = moved(0.5, 0.51, half=0.04, p=0.6), moved(0.5, 0.57, half=0.03)
+    found = verdict.judge(cause, suspicion, open_gain, 1.0, case)
+    assert isinstance(found, verdict.Open)
+    alone = n_for_gain(MATERIAL_GAIN, 0.5, open_gain.correlation)
+    assert found.needs["n_val_per_class"] == 2 * alone > 600
+    found = verdict.judge(
+        cause, suspicion, small_gain, 1.0, case
+    )  # certain, but far from a student that learns
+    assert isinstance(found, verdict.Open) and "n_val_per_class" not in found.needs
+    assert found.text.startswith("frozen layers hold it back; ")
 
 
 def test_a_significant_effect_that_holm_takes_back_is_not_established() -> None:

@@ -46,12 +46,23 @@ class Suspicion:
     direct: bool = False
     seen: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "because", _clause(self.because))
+
 
 @dataclass(frozen=True)
 class RuledOut:
     """Evidence contradicts the cause."""
 
     because: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "because", _clause(self.because))
+
+
+def _clause(text: str) -> str:
+    """A finding's sentence without its full stop, for the verdict goes on behind it."""
+    return text.removesuffix(".")
 
 
 class Case:

@@ -140,7 +140,9 @@ def judge(
     )
     if suspicion.weak or case.status_quo_learns or not promising:
         return Open(
-            cause.id, f"{suspicion.because}; {proof.in_full()}", {**_images_for(proof), **suspicion.needs}
+            cause.id,
+            f"{suspicion.because}; {proof.in_full()}",
+            {**_images_for(proof, case), **suspicion.needs},
         )
     return name("likely")
 
@@ -208,7 +210,15 @@ def _again(suspicion: Suspicion, proof: Comparison, bar: float) -> bool:
     return second is None or (second.ci[0] > bar and (suspicion.seen or second.delta >= MATERIAL_GAIN))
 
 
-def _images_for(proof: Comparison) -> dict[str, int]:
-    """How many validation images a class would show a material gain with 80% power."""
+def _images_for(proof: Comparison, case: Case) -> dict[str, int]:
+    """How many validation images a class would show a material gain with 80% power; nothing where there are as many.
+
+    A proof looks at the half that chose nothing, so that a whole validation set has to be larger in proportion.
+    """
+    judged, whole = proof.before.auc, case.arms.get("status_quo", proof.before.auc)
+    have, all_of_it = min(judged.n_real, judged.n_fake), min(whole.n_real, whole.n_fake)
     delta = max(abs(proof.delta), MATERIAL_GAIN)
-    return {"n_val_per_class": n_for_gain(delta, proof.before.auc.value, proof.correlation)}
+    needed = n_for_gain(delta, judged.value, proof.correlation)
+    if needed <= have:  # more images would only confirm a gain that does not suffice
+        return {}
+    return {"n_val_per_class": math.ceil(needed * max(1.0, all_of_it / max(1, have)))}
