@@ -19,6 +19,8 @@ settings, run_dir = workbook.start("{step}", config, run_dir, overrides)
 WRITE = """finding = Finding("{finding}", "{severity}", "{answer}", "{message}", .51, (.47, .55), .55, 824)
 RunFolder(run_dir).write_evidence(Evidence("{step}", [finding], {{}}, {{}}))
 display.answer(finding)"""
+WRITE_VERDICT = """undecided = {"healthy": None, "complete": True, "summary": "Nothing is decided.", "causes": []}
+RunFolder(run_dir).write_json("verdict.json", undecided);"""
 FINDINGS = {
     "symptoms": ("symptoms.total_loss", "note", "yes"),
     "audit": ("audit.leakage", "ok", "no"),
@@ -67,7 +69,8 @@ def evidence_cell(step: str, message: str = "What was found.") -> str:
     finding, severity, answer = FINDINGS[step]
     if finding.startswith("symptoms."):
         finding = "audit.unreadable"
-    return WRITE.format(step=step, finding=finding, severity=severity, answer=answer, message=message)
+    cell = WRITE.format(step=step, finding=finding, severity=severity, answer=answer, message=message)
+    return f"{cell}\n{WRITE_VERDICT}" if step == "verdict" else cell
 
 
 def notebooks(folder: Path, **special: nbformat.NotebookNode) -> Path:

@@ -612,10 +612,6 @@ show(HTML({sample.HOSTILE!r})); show(Markdown({sample.HOSTILE!r})); print({sampl
 display.callout("warning", {sample.HOSTILE!r})"""
 
 
-# One process runs all that look at that run (with xdist's `--dist loadgroup`): it takes half a minute.
-of_failing_run = pytest.mark.xdist_group("failing_run")
-
-
 @pytest.fixture(scope="module")
 def failing_run(tmp_path_factory):
     """One run in which step 02 raises, 03 is killed, and the others finish."""
@@ -637,7 +633,6 @@ def failing_run(tmp_path_factory):
 
 
 @pytest.mark.slow
-@of_failing_run
 def test_a_failed_step_gives_exit_3_and_the_others_still_run(failing_run):
     state = RunState.load(RunFolder(failing_run["out"]))
     assert failing_run["code"] == 3
@@ -652,7 +647,6 @@ def test_a_failed_step_gives_exit_3_and_the_others_still_run(failing_run):
 
 
 @pytest.mark.slow
-@of_failing_run
 def test_a_killed_kernels_page_and_notebook_say_what_did_not_run(failing_run):
     text = _text(failing_run["out"] / "03_logits.html")
     assert "This step failed" in text
@@ -666,7 +660,6 @@ def test_a_killed_kernels_page_and_notebook_say_what_did_not_run(failing_run):
 
 
 @pytest.mark.slow
-@of_failing_run
 def test_steps_share_this_interpreter_but_no_state(failing_run):
     saved = (failing_run["out"] / "notebooks" / "00_symptoms.ipynb").read_text(encoding="utf-8")
     assert sys.executable in saved
@@ -674,7 +667,6 @@ def test_steps_share_this_interpreter_but_no_state(failing_run):
 
 
 @pytest.mark.slow
-@of_failing_run
 def test_no_page_shows_a_path_or_runs_a_foreign_script(failing_run):
     pages = sorted(failing_run["out"].glob("*.html"))
     assert len(pages) == 8
@@ -690,7 +682,6 @@ def test_no_page_shows_a_path_or_runs_a_foreign_script(failing_run):
 
 
 @pytest.mark.slow
-@of_failing_run
 def test_run_json_tells_how_to_run_it_again(failing_run):
     run = json.loads((failing_run["out"] / "run.json").read_text(encoding="utf-8"))
     assert run["schema"] == "diag/run/1"
@@ -703,7 +694,6 @@ def test_run_json_tells_how_to_run_it_again(failing_run):
 
 
 @pytest.mark.slow
-@of_failing_run
 def test_a_second_run_keeps_what_is_done_and_repeats_what_failed(failing_run):
     lines: list[str] = []
     books, out = failing_run["books"], failing_run["out"]
