@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from matplotlib.text import Text
+from scipy.stats import binomtest
 
 from diag_lib.errors import UserError
 from diag_lib.evidence import RunFolder
@@ -58,6 +59,13 @@ def test_figures_count_only_what_does_harm() -> None:
     text = "\n".join(summary(rows))
     for words in ("false alarm", "does no harm", "both named", "33% of 3 killing"):
         assert words in text
+
+
+def test_ten_of_ten_is_no_certainty() -> None:
+    found = score([row(f"fault {number}", [f"fault {number}"]) for number in range(10)])
+    low, high = found["right_first_ci"]
+    exact = binomtest(10, 10).proportion_ci(method="exact")
+    assert found["right_first"] == 1 and (low, high) == pytest.approx((exact.low, exact.high))
 
 
 def test_nothing_to_score_is_said_as_nothing() -> None:

@@ -15,8 +15,9 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
     """The figures of `faults.json`, over the injections that do harm; None where there was no such case.
 
     right_first, causes_per_case, proof_rate : over runs of single faults; `right_first_ci` draws whole faults with
-    replacement, since runs of one fault are alike. by_cause : runs named first and runs that did harm, of each
-    fault. compound_both : over two faults at once, each of which does harm by itself. controls : distinct healthy
+    replacement, since runs of one fault are alike; all right, or none, takes Clopper and Pearson's (1934) bound for as
+    many faults, where drawing them would show no doubt at all. by_cause : runs named first and runs that did harm, of
+    each fault. compound_both : over two faults at once, each of which does harm by itself. controls : distinct healthy
     pipelines. median_seconds : of one case, while `workers` of them ran.
     """
     killing = [row for row in rows if row["kind"] == "fault" and row["harm"]["kills"]]
@@ -28,9 +29,7 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
     names = [row["case"] for row in killing]
     return {
         "right_first": _share(row["first_right"] for row in killing),
-        "right_first_ci": cluster_bootstrap(lambda taken: float(right[taken].mean()), names)
-        if names
-        else None,
+        "right_first_ci": _interval(right, names) if names else None,
         "causes_per_case": statistics.fmean(len(row["named"]) for row in killing) if killing else None,
         "controls": len({row["case"] for row in controls}),
         "false_alarms": sum(bool(row["named"]) for row in controls),
@@ -45,6 +44,17 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
         },
         "dropped": [row["case"] for row in rows if row["harm"] is not None and not row["harm"]["kills"]],
     }
+
+
+def _interval(right: "np.ndarray[Any, np.dtype[np.float64]]", names: Sequence[str]) -> tuple[float, float]:
+    """Two-sided 95% interval of the share that is right, with whole faults as the unit."""
+    bound = 0.025 ** (1 / len(set(names)))
+    if right.all():
+        return bound, 1.0
+    if not right.any():
+        return 0.0, 1 - bound
+    low, high = cluster_bootstrap(lambda taken: float(right[taken].mean()), names)
+    return low, high
 
 
 def _share(answers: Iterable[Any]) -> float | None:
