@@ -293,7 +293,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[Ints]:
     A single image that would be left over joins the batch before it: alone it has no batch statistics.
     """
     order = np.random.default_rng([seed, 0xE70C, epoch]).permutation(n)
-    starts = [*range(0, n, batch_size)][: steps_of_epoch(n, batch_size)]
+    starts = range(0, n, batch_size)[: steps_of_epoch(n, batch_size)]
     return [order[start:end] for start, end in zip(starts, [*starts[1:], n], strict=True)]
 
 
