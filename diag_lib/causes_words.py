@@ -100,7 +100,8 @@ TOLD_APART = {
     "label_noise": "Harder training images would lower the teacher's AUC too, but the student would still rank what it "
     "was taught best.",
     "teacher_preprocessing": "A teacher from another domain is bad with every input. When native pixels serve the "
-    "student as well, it is [destructive_resize](#destructive_resize).",
+    "student as well, it is [destructive_resize](#destructive_resize). A teacher that is good as it is fed and gains a "
+    "few hundredths from another input keeps no student from learning.",
     "teacher_domain_shift": "The AUC is near one half with every input that was tried, and not below it.",
     "patch_misalignment": "The image score is right (mirroring does not change a mean), only the places are wrong.",
     "wrong_activation": "A quiet teacher also has a small range, but not the bounds 0 and 1.",

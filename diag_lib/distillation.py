@@ -16,7 +16,6 @@ from diag_lib import training
 from diag_lib.checks import with_own
 from diag_lib.evidence import Answer, Evidence, Finding, RunFolder, Severity
 from diag_lib.probes.compare import (
-    MATERIAL_GAIN,
     Choice,
     Scores,
     choose_and_prove,
@@ -25,7 +24,7 @@ from diag_lib.probes.compare import (
     rows,
 )
 from diag_lib.settings import Settings
-from diag_lib.statistics import Auc, AucDifference, answer_above, holm, n_for_gain
+from diag_lib.statistics import MATERIAL_GAIN, Auc, AucDifference, answer_above, holm, n_for_gain
 from diag_lib.training import ArmResult, ArmResults
 
 STATUS_QUO = "status_quo"

@@ -24,6 +24,8 @@ from diag_lib.roc import (
 )
 
 __all__ = [
+    "HEALTHY_GAIN",
+    "MATERIAL_GAIN",
     "NEVER",
     "Auc",
     "AucDifference",
@@ -48,6 +50,10 @@ Answer = Literal["yes", "no", "undecided"]
 
 NEVER = 10_000_000
 """Sample size that stands for "no realistic number of images decides this"."""
+MATERIAL_GAIN = 0.02
+"""Paired gain in AUC below which a change of settings, a repair or an intervention counts for nothing."""
+HEALTHY_GAIN = 0.05
+"""What the lower bound of a gain must exceed where student or teacher is good already: head-room is no illness."""
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,24 @@ def test_a_resize_that_harms_both_networks_is_not_the_teachers_preprocessing() -
         assert isinstance(screen(case(also, found("baseline.resize", "yes"))), RuledOut) == ruled_out
 
 
+@pytest.mark.parametrize(
+    ("now", "gain", "statistics", "suspected"),
+    [
+        ((0.85, 0.92), (0.01, 0.05), "undecided", False),
+        ((0.85, 0.92), (0.01, 0.05), "yes", True),
+        ((0.85, 0.92), (0.06, 0.10), "undecided", True),
+        ((0.65, 0.75), (0.01, 0.05), "undecided", True),
+    ],
+)
+def test_a_little_more_knowledge_of_a_good_teacher_explains_no_failure(
+    now: tuple[float, float], gain: tuple[float, float], statistics: Answer, suspected: bool
+) -> None:
+    better = found("teacher.preprocessing", "yes", gain, after_ci=(0.9, 0.95))
+    known = case(teacher(*now), better, found("teacher.bn_fingerprint", statistics))
+    opinion = BY_ID["teacher_preprocessing"].screen(known)
+    assert isinstance(opinion, Suspicion if suspected else RuledOut)
+
+
 def test_an_undecided_teacher_says_how_many_images_would_decide() -> None:
     opinion = BY_ID["teacher_domain_shift"].screen(case(teacher(0.42, 0.58)))
     assert isinstance(opinion, Suspicion) and opinion.weak

@@ -10,12 +10,13 @@ import pytest
 
 from diag_lib import baseline, distillation, logits, teacher, verdict
 from diag_lib.causes import CAUSES
-from diag_lib.evidence import Evidence, Finding, RunFolder
-from diag_lib.experiments import Comparison, Measured, compare
+from diag_lib.evidence import Answer, Evidence, Finding, RunFolder
+from diag_lib.experiments import Comparison, Measured, Trials, compare
 from diag_lib.fixes import Fix
-from diag_lib.screens import MATERIAL_GAIN, Case, RuledOut, Suspicion
+from diag_lib.screens import Case, RuledOut, Suspicion
 from diag_lib.settings import Settings, dotted, load, nested
-from diag_lib.statistics import Auc, n_for_gain
+from diag_lib.statistics import MATERIAL_GAIN, Auc, n_for_gain
+from diag_lib.verdict.decide import decide
 from tests.steps_data import tiny_settings, write_images, write_teacher
 
 SHIFT = next(cause for cause in CAUSES if cause.id == "teacher_domain_shift")
@@ -138,6 +139,30 @@ def test_a_student_that_may_work_already_is_not_held_up_by_its_rate() -> None:
         found = verdict.judge(rate, Suspicion("it may be", ()), proof, 1e-30, case)
         assert isinstance(found, verdict.NamedCause) is named
         assert named or "is not held up" in found.because
+
+
+@pytest.mark.parametrize(
+    ("sigmoid", "named"),
+    [
+        ("symptoms.activation", ["wrong_activation", "patch_misalignment"]),
+        ("logits.activation", ["wrong_activation"]),
+    ],
+)
+def test_a_sigmoid_in_the_recorded_loop_hides_no_fault_of_the_teacher(tmp_path, sigmoid, named):
+    """The workbook asked the teacher itself; only a sigmoid in the teacher's own logits spoils what it was told."""
+
+    def said(finding_id: str, answer: Answer, ci: tuple[float, float] | None = None) -> Finding:
+        return Finding(finding_id, "error", answer, f"{finding_id} says {answer}.", 0.5, ci)
+
+    symptoms = [said("symptoms.auc_at_chance", "yes", (0.48, 0.52)), said("symptoms.evaluation", "no")]
+    found = [*symptoms, said(sigmoid, "yes"), said("logits.alignment", "no")]
+    evidence = {
+        step: Evidence(step, [finding for finding in found if finding.id.startswith(step)])
+        for step in ("symptoms", "logits")
+    }
+    result = decide(Trials(Settings(), RunFolder(tmp_path), evidence), missing=())
+    assert [cause.id for cause in result.causes] == named
+    assert {cause.status for cause in result.causes} == {"established"}
 
 
 def test_a_mistake_that_is_seen_need_only_gain_again() -> None:

@@ -9,9 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import norm
 
-from diag_lib.statistics import Answer, Auc, AucDifference, auc, auc_difference
-
-MATERIAL_GAIN = 0.02  # a smaller gain in AUC is not worth a change of settings
+from diag_lib.statistics import MATERIAL_GAIN, Answer, Auc, AucDifference, auc, auc_difference
 
 Floats = npt.NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from diag_lib.errors import UserError
 from diag_lib.models import PREPROCESS
 from diag_lib.probes.compare import paired
 from diag_lib.settings import Settings
-from diag_lib.statistics import Answer, Auc, AucDifference, auc, n_for_gain
+from diag_lib.statistics import MATERIAL_GAIN, Answer, Auc, AucDifference, auc, n_for_gain
 
 Floats = npt.NDArray[np.float64]
 Triple = tuple[float, float, float]
@@ -34,7 +34,6 @@ NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
 RESIZES = ("resize", "crop", "shortest")
 SCALES = (1.0, 2 / 3)  # 2/3: what the published ForenSynth LaDeDa needs with NPR
 STEP = 0.01  # AUC on half A that a setting must win before the search leaves the configured one
-MATERIAL_GAIN = 0.02  # a smaller gain on half B explains no failure
 CONFIGURED = "configured"
 
 

@@ -7,7 +7,6 @@ the experiment beside it in `diag_lib.causes.CAUSES` does.
 from diag_lib.screens.case import (
     CLEARLY_WORKS,
     LARGER_STUDENT,
-    MATERIAL_GAIN,
     Case,
     RuledOut,
     Screen,
@@ -51,7 +50,6 @@ from diag_lib.screens.teacher import (
 __all__ = [
     "CLEARLY_WORKS",
     "LARGER_STUDENT",
-    "MATERIAL_GAIN",
     "Case",
     "RuledOut",
     "Screen",

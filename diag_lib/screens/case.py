@@ -24,9 +24,6 @@ LARGER_STUDENT: dict[str, Any] = {
 }
 """What a student without capacity is measured against, all of it trained."""
 OPTIMISATION = ("baseline.learning_rate", "baseline.frozen", "baseline.undertrained")
-MATERIAL_GAIN = 0.02
-"""An intervention counts when its paired gain is at least this AUC and its interval is above zero."""
-
 RECORDED_LOSS = 0.05
 """How far a recorded training must end below the same settings trained here, interval from interval, to have failed."""
 

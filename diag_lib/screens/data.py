@@ -10,13 +10,13 @@ from diag_lib.screens.case import (
     GAP,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    MATERIAL_GAIN,
     OPTIMISATION,
     Case,
     RuledOut,
     Suspicion,
     interval_text,
 )
+from diag_lib.statistics import MATERIAL_GAIN
 
 RUINOUS_SHARE = 0.1
 """Unreadable share of a class from which it can be what a failing training fails of; fewer are listed and left out."""

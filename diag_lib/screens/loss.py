@@ -1,12 +1,12 @@
 """Which causes that lie in the distillation loss does the evidence make suspect?"""
 
 from diag_lib.screens.case import (
-    MATERIAL_GAIN,
     Case,
     RuledOut,
     Suspicion,
     interval_text,
 )
+from diag_lib.statistics import MATERIAL_GAIN
 
 
 def _teacher_knows(case: Case) -> RuledOut | None:

@@ -7,7 +7,7 @@ from diag_lib.screens.case import (
     Suspicion,
     interval_text,
 )
-from diag_lib.statistics import n_per_class_needed
+from diag_lib.statistics import HEALTHY_GAIN, n_per_class_needed
 
 
 def weights_not_loaded(case: Case) -> Suspicion | RuledOut | None:
@@ -47,12 +47,24 @@ def teacher_preprocessing(case: Case) -> Suspicion | RuledOut | None:
         return RuledOut(found.message)
     if found.answer == "yes" and not _worth_feeding_otherwise(case):
         return RuledOut(f"{found.message} Even so it would know too little to teach")
+    if found.answer == "yes" and _head_room(found, case):
+        return RuledOut(
+            f"{found.message} As it is fed the teacher knows the classes, and so little explains no failure"
+        )
     if _crops(found) and case.says("baseline.resize", "yes"):
         return RuledOut("native pixels serve the student as well as the teacher: it is the resizing")
     # A few enormous patches spoil the image logits; whatever damps them looks like the right preprocessing.
     outliers = case.says("logits.heavy_tail", "yes") and not case.says("teacher.bn_fingerprint", "yes")
     weak = found.answer == "undecided" or outliers
     return Suspicion(found.message, (found.id, "teacher.bn_fingerprint"), weak=weak)
+
+
+def _head_room(found: Finding, case: Case) -> bool:
+    """Whether a teacher that is good as it is fed gains a little, and its statistics do not contradict its settings."""
+    now = case.interval("teacher.auc")
+    good = now is not None and now[0] > case.limits.teacher_auc_good
+    little = found.ci is not None and found.ci[0] <= HEALTHY_GAIN
+    return good and little and not case.says("teacher.bn_fingerprint", "yes")
 
 
 def _crops(found: Finding) -> bool:

@@ -9,10 +9,18 @@ import pandas as pd
 from diag_lib.evidence import Answer, Finding, Severity
 from diag_lib.probes.compare import sides
 from diag_lib.probes.fingerprint import Fingerprint
-from diag_lib.probes.preprocessing import MATERIAL_GAIN, PreprocessingProbe, Trial
+from diag_lib.probes.preprocessing import PreprocessingProbe, Trial
 from diag_lib.probes.teacher import ModeCheck, SaturationCheck, WeightsCheck
 from diag_lib.settings import Settings
-from diag_lib.statistics import NEVER, Auc, AucDifference, answer_above, answer_below, n_per_class_needed
+from diag_lib.statistics import (
+    MATERIAL_GAIN,
+    NEVER,
+    Auc,
+    AucDifference,
+    answer_above,
+    answer_below,
+    n_per_class_needed,
+)
 
 REPEATS = 0.99  # correlation of an image's logits asked twice; rounding to 16 bits leaves .9999
 LISTED = 50  # tensor names kept in the evidence

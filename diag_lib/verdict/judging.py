@@ -7,13 +7,11 @@ from dataclasses import replace
 from diag_lib.causes import Cause, Status, rivals
 from diag_lib.experiments import SIGNIFICANT, Comparison
 from diag_lib.images import steps_of_epoch
-from diag_lib.screens import CLEARLY_WORKS, MATERIAL_GAIN, Case, RuledOut, Suspicion
-from diag_lib.statistics import holm, n_for_gain
+from diag_lib.screens import CLEARLY_WORKS, Case, RuledOut, Suspicion
+from diag_lib.statistics import HEALTHY_GAIN, MATERIAL_GAIN, holm, n_for_gain
 from diag_lib.verdict.result import NamedCause, Open
 from diag_lib.verdict.words import reached_text
 
-HEALTHY_GAIN = 0.05
-"""When the status quo learns already, the gain's lower bound must exceed this: head-room is no illness."""
 CLEARLY_LESS = 0.03
 """AUC by which one intervention must fall short of another to be no explanation beside it."""
 HARDLY_ANY = 0.05
