@@ -1,14 +1,15 @@
 """What did the user type, which line helps if it is a mistake, and how do results read in a terminal?"""
 
+import contextlib
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diag_lib.errors import UserError
-from diag_lib.evidence import STEPS
+from diag_lib.evidence import STEPS, RunFolder, mappings
 
 if TYPE_CHECKING:
     from diag_lib.settings import Settings
@@ -73,6 +74,23 @@ def default_out(settings: "Settings") -> Path:
     return Path("reports") / settings.name
 
 
+def named_out(out: Path | None) -> Path | None:
+    """The run folder as given, `~` for the home folder.
+
+    Raises `UserError` for a folder in which the command is at work (an empty name means the current one) and that is
+    no run: dozens of files would be strewn among others.
+    """
+    if out is None:
+        return None
+    with contextlib.suppress(RuntimeError):  # no home, or no such user: then it is a name like any other
+        out = out.expanduser()
+    if Path.cwd().is_relative_to(out.resolve()) and not (out / "run.json").is_file():
+        raise UserError(
+            "--out is empty, the current folder or one above it, and holds no run; name a folder of its own"
+        )
+    return out
+
+
 def _training_overrides(preset: str) -> dict[str, Any]:
     """The preset's training part as dotted keys: data and models stay those of CONFIG."""
     from diag_lib.plain_yaml import parse_yaml
@@ -112,6 +130,24 @@ def usage_line(error: Exception) -> str | None:
 def one_line(text: str) -> str:
     """The text on one line; what a terminal would obey rather than show is spelled out."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.split()))
+
+
+def verdict_lines(folder: RunFolder) -> Iterator[str]:
+    """The verdict's summary and a line a cause, nothing where there is no verdict."""
+    verdict = folder.read_json("verdict.json")
+    if not isinstance(verdict, dict):
+        return
+    yield one_line(f"Verdict: {verdict.get('summary', '')}")
+    for number, cause in enumerate(mappings(verdict, "causes"), 1):
+        fix = cause.get("fix")
+        told = fix.get("text", "") if isinstance(fix, dict) else ""
+        yield "  " + one_line(f"{number}. {cause.get('id')} ({cause.get('status')}): {told}")
+
+
+def short(path: Path) -> str:
+    """A path relative to the working directory where it lies inside."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def interval(auc: "Auc") -> str:

@@ -1,10 +1,10 @@
 """The `diag` command: which run, on which settings, and what came out?
 
-Exit codes: 0 done (whatever the verdict), 1 `--fail-on` reached, 2 the input is wrong, 3 a step failed.
+Exit codes: 0 done (whatever the verdict), 1 `--fail-on` reached, 2 the input is wrong, 3 a step failed, 130
+interrupted, 141 whoever read the output is gone.
 Heavy modules are imported inside the commands, so that `diag --help` answers at once.
 """
 
-import contextlib
 import io
 import os
 import sys
@@ -27,17 +27,20 @@ from diag_lib.arguments import (
     default_out,
     interval,
     load_settings,
+    named_out,
     one_line,
     parse_steps,
+    short,
     usage_line,
+    verdict_lines,
 )
 from diag_lib.errors import UserError
-from diag_lib.evidence import STEPS, RunFolder, mappings
+from diag_lib.evidence import STEPS, RunFolder
 
 if TYPE_CHECKING:
     from diag_lib.settings import Settings
 
-DONE, WRONG_INPUT, STEP_FAILED, INTERRUPTED = 0, 2, 3, 130
+DONE, WRONG_INPUT, STEP_FAILED, INTERRUPTED, UNREAD = 0, 2, 3, 130, 141
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -216,7 +219,7 @@ def finetune_teacher(
     if _first_rank():
         auc = result.auc
         typer.echo(f"Validation AUC {interval(auc.before)} before, {interval(auc.after)} after")
-        typer.echo(f"Written: {_short(result.path)}. Use it: --set teacher.weights=finetuned")
+        typer.echo(f"Written: {short(result.path)}. Use it: --set teacher.weights=finetuned")
     return DONE
 
 
@@ -253,7 +256,7 @@ def train(
         raise UserError(f"arm {arm}: {results.not_run.get(arm, 'was not trained')}")
     if _first_rank():
         typer.echo(f"{arm}: validation AUC {interval(results[arm].auc)}")
-        typer.echo(f"Written: {_short(folder.arm_dir(arm))}")
+        typer.echo(f"Written: {short(folder.arm_dir(arm))}")
     return DONE
 
 
@@ -285,7 +288,7 @@ def faults(
     _need("papermill", "skimage", extra="demo")
     from diag_lib.faults.suite import run_suite
 
-    return int(run_suite(suite, causes=cause or None, seeds=seeds, out=_named(out) or out))
+    return int(run_suite(suite, causes=cause or None, seeds=seeds, out=named_out(out) or out))
 
 
 @app.command()
@@ -311,7 +314,7 @@ def compare(
     if out is not None:
         from diag_lib.workbook.comparison_page import write_comparison
 
-        typer.echo(f"Written: {_short(write_comparison(found, out))}")
+        typer.echo(f"Written: {short(write_comparison(found, out))}")
     return DONE
 
 
@@ -333,7 +336,7 @@ def export(
     """
     from diag_lib.workbook.export import export_single_file
 
-    typer.echo(f"Written: {_short(export_single_file(run, file, images=not no_images))}")
+    typer.echo(f"Written: {short(export_single_file(run, file, images=not no_images))}")
     return DONE
 
 
@@ -385,11 +388,13 @@ def _run(
     _allow_code(trust_code)
     from diag_lib.workbook.run import run_workbook
 
-    folder = RunFolder(_named(out) or default_out(settings))
+    folder = RunFolder(named_out(out) or default_out(settings))
     code = run_workbook(
         settings, folder.root, steps=steps, fresh=fresh, fail_on=fail_on, time_limit=time_limit
     )
-    _tell(folder, steps)
+    for line in verdict_lines(folder) if "verdict" in steps else ():
+        typer.echo(line)
+    typer.echo(f"Report: {short(folder.root / 'index.html')}")
     return code
 
 
@@ -405,46 +410,11 @@ def _prepared(
     from diag_lib.workbook.start import prepare_data
 
     prepare_data(settings, config)
-    folder = RunFolder(_named(out) or default_out(settings))
+    folder = RunFolder(named_out(out) or default_out(settings))
     settings = beside_run(settings, folder.root, folder.default_cache)
     read_table(settings)
     refuse_mistakes(settings, needs, folder.root)
     return settings, folder.create()
-
-
-def _named(out: Path | None) -> Path | None:
-    """The run folder as given, `~` for the home folder.
-
-    Raises `UserError` for a folder in which the command is at work (an empty name means the current one) and that is
-    no run: dozens of files would be strewn among others.
-    """
-    if out is None:
-        return None
-    with contextlib.suppress(RuntimeError):  # no home, or no such user: then it is a name like any other
-        out = out.expanduser()
-    if Path.cwd().is_relative_to(out.resolve()) and not (out / "run.json").is_file():
-        raise UserError(
-            "--out is empty, the current folder or one above it, and holds no run; name a folder of its own"
-        )
-    return out
-
-
-def _tell(folder: RunFolder, steps: Sequence[str]) -> None:
-    """The verdict in a few lines, and where the report is."""
-    verdict = folder.read_json("verdict.json") if "verdict" in steps else None
-    if isinstance(verdict, dict):
-        typer.echo(one_line(f"Verdict: {verdict.get('summary', '')}"))
-        for number, cause in enumerate(mappings(verdict, "causes"), 1):
-            fix = cause.get("fix")
-            told = fix.get("text", "") if isinstance(fix, dict) else ""
-            typer.echo("  " + one_line(f"{number}. {cause.get('id')} ({cause.get('status')}): {told}"))
-    typer.echo(f"Report: {_short(folder.root / 'index.html')}")
-
-
-def _short(path: Path) -> str:
-    """A path relative to the working directory where it lies inside."""
-    path = Path(path).absolute()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _first_rank() -> bool:
@@ -476,6 +446,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), WRONG_INPUT)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
+    except SystemExit as stop:
+        # The option parser ends so, with 1, when a pipe is closed (`diag doctor | head`); a shell says 141.
+        if isinstance(stop.__context__, BrokenPipeError):
+            return UNREAD
+        raise
     except Exception as error:
         if (text := usage_line(error)) is not None:
             return _complain(text, WRONG_INPUT)

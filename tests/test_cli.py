@@ -16,7 +16,7 @@ from steps_data import tiny_settings, write_images, write_teacher
 
 import diag_lib
 from diag_lib import cli
-from diag_lib.arguments import complete_config, load_settings, parse_steps
+from diag_lib.arguments import complete_config, load_settings, named_out, parse_steps
 from diag_lib.errors import UserError
 from diag_lib.evidence import STEPS
 from diag_lib.settings import Settings, preset_names
@@ -174,6 +174,14 @@ class TestMistakes:
         assert cli.main(["run", "base"]) == 130
         assert "continues where it stopped" in capsys.readouterr().err
 
+    def test_a_reader_that_is_gone_is_no_verdict_above_the_limit(self):
+        """1 would say that `--fail-on` was reached."""
+        command = [sys.executable, "-m", "diag_lib.cli", "--help"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            process.stdout.close()
+            assert process.wait(60) == 141
+            assert process.stderr.read() == ""
+
 
 class TestRun:
     @pytest.mark.parametrize("code", [0, 1, 3])
@@ -289,7 +297,7 @@ class TestTraining:
 
     def test_the_home_folder_has_its_short_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("HOME", str(tmp_path))
-        assert cli._named(Path("~/runs/a")) == tmp_path / "runs" / "a"
+        assert named_out(Path("~/runs/a")) == tmp_path / "runs" / "a"
 
 
 class TestSettings:
