@@ -8,7 +8,7 @@ one teacher look-up serve all of them, and what differs between two arms is thei
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -379,7 +379,7 @@ def _sum_device(data: Data) -> torch.device:
 
 
 @contextlib.contextmanager
-def _not_alone(images: int):  # type: ignore[no-untyped-def]
+def _not_alone(images: int) -> Iterator[None]:
     """BatchNorm of a 1 x 1 map has nothing to average over in a batch of one image: that is the user's to know."""
     try:
         yield
@@ -393,7 +393,7 @@ def _not_alone(images: int):  # type: ignore[no-untyped-def]
 
 
 @contextlib.contextmanager
-def _own_randomness(needed: bool, seed: int, step: int, part: int):  # type: ignore[no-untyped-def]
+def _own_randomness(needed: bool, seed: int, step: int, part: int) -> Iterator[None]:
     """Dropout drawn from (seed, step, part) alone, so that arms in lockstep do not disturb each other's."""
     if not needed:
         yield
