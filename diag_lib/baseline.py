@@ -16,6 +16,7 @@ from diag_lib import training
 from diag_lib.checks import with_own
 from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.images import open_split
+from diag_lib.models import taken_in
 from diag_lib.probes import baseline_findings as say
 from diag_lib.probes.agreement import Interval, mean_interval_over_images
 from diag_lib.probes.compare import Choice, Scores, choose_and_prove, common_scores
@@ -71,7 +72,7 @@ def run(settings: Settings, run_dir: RunFolder | str | Path, *, progress: bool =
         say.permutation(arm, permuted),
         say.train_below_val(arm),
         say.gradients(arm),
-        say.batchnorm(recalibration),
+        say.batchnorm(recalibration, None if arm.stopped else _followed(settings, arm)),
         say.pooling(pooling, settings),
     ]
     probes = Probes()
@@ -190,6 +191,11 @@ def _same_logits(settings: Settings, run: RunFolder, arm: ArmResult) -> tuple[Au
     fresh = training.predict(recalibrated(settings, arm.model(settings), train), val, settings).logits
     both = common_scores({"before": variants[say.CONFIGURED], "after": table.assign(score=fresh)})
     return both.difference("before", "after"), choose_and_prove(scores, say.CONFIGURED), scores
+
+
+def _followed(settings: Settings, arm: ArmResult) -> float | None:
+    """The share of the student's running statistics that its own training makes up, in the layer with the least."""
+    return taken_in(arm.model(settings), arm.image_steps / settings.training.batch_size)
 
 
 _TELLING = {

@@ -419,7 +419,7 @@ CAUSES: list[Cause] = [
         id="student_batchnorm",
         group="model",
         sentence="The student's BatchNorm statistics do not fit its activations at evaluation.",
-        screen=screens.from_finding("baseline.batchnorm", unless_rescued=False),
+        screen=screens.student_batchnorm,
         experiment="recalibrated",
         proof="gain",
         fix=plain_fix(

@@ -52,7 +52,8 @@ EVIDENCE = {
     "steps are far too large for the weights, where the same settings learn here.",
     "undertrained": "`baseline.undertrained`: a longer schedule is better.",
     "destructive_resize": "`baseline.resize`: native pixels are better than resized ones.",
-    "student_batchnorm": "`baseline.batchnorm`: recalibrated running statistics raise the AUC.",
+    "student_batchnorm": "`baseline.batchnorm`: recalibrated running statistics raise the AUC; it also says whether "
+    "a momentum is too low for them to follow.",
     "pooling_mismatch": "`baseline.pooling`: another pooling of the same patch logits ranks better, or the student is "
     "pooled by its top patches while teachers are trained on the mean; or `symptoms.pooling` [recorded].",
     "split_shift": "the baseline fails on val (`baseline.auc`), but a student trained on part of train ranks the rest "

@@ -16,6 +16,7 @@ from diag_lib.evidence import RunFolder
 from diag_lib.images import open_split
 from diag_lib.models import Geometry, PatchModel
 from diag_lib.plots import baseline as pictures
+from diag_lib.probes import baseline_findings as say
 from diag_lib.probes import retrain
 from diag_lib.probes.student import (
     overfit_batch,
@@ -210,6 +211,13 @@ def test_recalibration_repairs_ruined_statistics(result, folder, settings) -> No
     repaired = training.predict(recalibrated(settings, ruined, train), train, settings).logits
     fresh = training.predict(recalibrated(settings, intact, train), train, settings).logits
     assert np.allclose(repaired, fresh, atol=1e-5) and not np.allclose(before, fresh, atol=1e-2)
+
+
+def test_a_momentum_too_low_to_follow_is_said(result) -> None:
+    followed, stuck = (say.batchnorm(result.recalibration, share) for share in (0.3, 0.004))
+    assert followed.data["still"] is False and "momentum" not in followed.message
+    assert stuck.data["still"] is True and "only 0.40% of them" in stuck.message
+    assert 0.01 < result.finding("batchnorm").data["taken_in"] < 1
 
 
 def test_overfit_names_a_detached_network(folder, settings, monkeypatch) -> None:

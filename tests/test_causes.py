@@ -116,6 +116,15 @@ def test_a_little_more_knowledge_of_a_good_teacher_explains_no_failure(
     assert isinstance(opinion, Suspicion if suspected else RuledOut)
 
 
+def test_statistics_that_cannot_follow_are_a_mistake_that_stands_in_the_network() -> None:
+    """Then the experiment only says what it costs; fresh statistics that merely help may be an unlucky last step."""
+    screen = BY_ID["student_batchnorm"].screen
+    for still in (True, False):
+        opinion = screen(case(found("baseline.batchnorm", "yes", (0.1, 0.2), still=still)))
+        assert isinstance(opinion, Suspicion) and opinion.seen is still
+    assert isinstance(screen(case(found("baseline.batchnorm", "no", (-0.01, 0.01), still=True))), RuledOut)
+
+
 def test_an_undecided_teacher_says_how_many_images_would_decide() -> None:
     opinion = BY_ID["teacher_domain_shift"].screen(case(teacher(0.42, 0.58)))
     assert isinstance(opinion, Suspicion) and opinion.weak

@@ -662,6 +662,22 @@ def test_select_trainable(tiny):
     assert models.select_trainable(net, ["fc"]) == ["net.fc.weight", "net.fc.bias"]
 
 
+def test_what_a_training_has_put_into_running_statistics(tiny):
+    """One momentum is .001, the others .1: after 100 batches of ones a mean that was zero shows the share itself."""
+    tiny.train()
+    norms = models.batch_norms(tiny)
+    ones = {norm.num_features: torch.ones(4, norm.num_features, 3, 3) for norm in norms.values()}
+    with torch.no_grad():
+        for _ in range(100):
+            for norm in norms.values():
+                norm(ones[norm.num_features])
+    least = min(norm.running_mean.min().item() for norm in norms.values())
+    assert models.taken_in(tiny, 100) == pytest.approx(least, abs=1e-5)
+    assert models.taken_in(torch.nn.Linear(1, 1), 100) is None
+    next(iter(norms.values())).momentum = 0.0
+    assert models.taken_in(tiny, 1e6) == 0.0
+
+
 def test_recalibration_averages_over_all_batches(tiny):
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(4, 3, 20, 20, generator=generator) for _ in range(3)]

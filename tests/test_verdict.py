@@ -17,6 +17,8 @@ from diag_lib.screens import Case, RuledOut, Suspicion
 from diag_lib.settings import Settings, dotted, load, nested
 from diag_lib.statistics import MATERIAL_GAIN, Auc, n_for_gain
 from diag_lib.verdict.decide import decide
+from diag_lib.verdict.second_seed import held_back
+from diag_lib.verdict.words import summary
 from tests.steps_data import tiny_settings, write_images, write_teacher
 
 SHIFT = next(cause for cause in CAUSES if cause.id == "teacher_domain_shift")
@@ -139,6 +141,25 @@ def test_a_student_that_may_work_already_is_not_held_up_by_its_rate() -> None:
         found = verdict.judge(rate, Suspicion("it may be", ()), proof, 1e-30, case)
         assert isinstance(found, verdict.NamedCause) is named
         assert named or "is not held up" in found.because
+
+
+@pytest.mark.parametrize(
+    ("second", "healthy"),
+    [
+        (moved(0.94, 0.98, half=0.01), None),  # gains again, but not enough to be named
+        (moved(0.97, 0.98, half=0.02), True),  # nothing from another seed: the start was unlucky
+    ],
+)
+def test_what_gains_from_both_seeds_is_not_called_healthy(second: Comparison, healthy: bool | None) -> None:
+    case = Case(Settings(), {}, {"status_quo": auc_of(0.79)})
+    scale = next(cause for cause in CAUSES if cause.id == "scale_mismatch")
+    proof = replace(moved(0.79, 0.99), confirmation=second)
+    found = verdict.judge(scale, Suspicion("40 times larger", ()), proof, 1e-9, case)
+    assert isinstance(found, verdict.Open)
+    assert (True if held_back([found]) is None else None) is healthy
+    text = summary(healthy, case, (), [found], ())
+    assert ("scale_mismatch may hold it back" in text) == (healthy is None)
+    assert ("another seed the same training reaches 0.97" in text) == (healthy is True)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from diag_lib.models.alignment import align, exact_window
 from diag_lib.models.base import Geometry, PatchModel, preprocessing, select_trainable
-from diag_lib.models.batchnorm import batch_norms, recalibrate
+from diag_lib.models.batchnorm import batch_norms, recalibrate, taken_in
 from diag_lib.models.factory import build, build_student, build_teacher, derived_seed
 from diag_lib.models.pooling import pool
 from diag_lib.models.preprocess import PREPROCESS, apply_preprocess
@@ -39,4 +39,5 @@ __all__ = [
     "save_weights",
     "select_trainable",
     "state_sha",
+    "taken_in",
 ]

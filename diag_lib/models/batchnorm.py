@@ -17,6 +17,15 @@ def batch_norms(model: nn.Module) -> dict[str, BatchNorm]:
     }
 
 
+def taken_in(model: nn.Module, steps: float) -> float | None:
+    """The smallest share of any layer's running statistics that comes from `steps` training batches, 0 to 1.
+
+    1 - (1 - momentum)^steps; the rest is what the statistics were before. None without running statistics.
+    """
+    momenta = [1.0 if norm.momentum is None else norm.momentum for norm in batch_norms(model).values()]
+    return min((1.0 - (1.0 - momentum) ** steps for momentum in momenta), default=None)
+
+
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Replace the running statistics by the cumulative average over `batches` of inputs (B, 3, H, W).

@@ -30,6 +30,7 @@ GUIDE_LOSS = 0.45
 """The BCE that the guide expects of a working baseline."""
 
 LISTED = 50  # tensor names kept in the evidence
+STILL = 0.01  # running statistics of which the training makes up less are those from before it
 
 _PROBLEM: dict[Answer, Severity] = {"yes": "warning", "no": "ok", "undecided": "note"}
 _VIRTUE: dict[Answer, Severity] = {"yes": "ok", "no": "error", "undecided": "warning"}
@@ -165,12 +166,18 @@ def gradients(arm: ArmResult) -> Finding:
     return Finding(name, "error", "no", text, len(cut) / len(moved), None, 0.0, len(moved), data)
 
 
-def batchnorm(difference: AucDifference) -> Finding:
-    """Do fresh BatchNorm statistics raise the AUC of the very same weights?"""
+def batchnorm(difference: AucDifference, taken_in: float | None) -> Finding:
+    """Do fresh BatchNorm statistics raise the AUC of the very same weights?
+
+    `taken_in`: the share of the statistics that the training's own batches make up (`diag_lib.models.taken_in`).
+    """
     answer = gains(difference)
     said = {"yes": "raises", "no": "does not raise", "undecided": "may change"}[answer]
     text = f"Measuring the BatchNorm statistics anew on train {said} the AUC: {_change(difference)}."
-    return _comparison("batchnorm", answer, text, difference)
+    still = taken_in is not None and taken_in < STILL
+    if still:
+        text += f" In a layer only {taken_in:.2%} of them come from this training: its momentum is too low to follow."
+    return _comparison("batchnorm", answer, text, difference, {"taken_in": taken_in, "still": still})
 
 
 def pooling(choice: Choice, settings: Settings) -> Finding:

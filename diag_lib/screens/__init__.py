@@ -36,6 +36,7 @@ from diag_lib.screens.optimisation import (
     lr,
     pooling_mismatch,
     pooling_patch,
+    student_batchnorm,
 )
 from diag_lib.screens.recorded import either, recorded, recorded_step
 from diag_lib.screens.teacher import (
@@ -77,6 +78,7 @@ __all__ = [
     "scale",
     "shortcut",
     "split_shift",
+    "student_batchnorm",
     "student_normalization",
     "teacher_domain_shift",
     "teacher_inverted",

@@ -1,5 +1,6 @@
 """Which causes that lie in the optimisation, the student or its pooling does the evidence make suspect?"""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from diag_lib.screens.case import (
@@ -29,6 +30,15 @@ def from_finding(finding_id: str, *, unless_rescued: bool = True) -> Screen:
         return Suspicion(found.message, (found.id, "baseline.auc"), weak=weak)
 
     return screen
+
+
+def student_batchnorm(case: Case) -> Suspicion | RuledOut | None:
+    found, opinion = case.finding("baseline.batchnorm"), _fresh_statistics(case)
+    seen = found is not None and found.data.get("still") is True
+    return replace(opinion, seen=seen) if isinstance(opinion, Suspicion) else opinion
+
+
+_fresh_statistics = from_finding("baseline.batchnorm", unless_rescued=False)
 
 
 def detached_graph(case: Case) -> Suspicion | RuledOut | None:

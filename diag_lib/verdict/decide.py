@@ -12,6 +12,7 @@ from diag_lib.verdict.gates import gates
 from diag_lib.verdict.judging import Trial, established, judge_all, strongest_rival
 from diag_lib.verdict.result import NamedCause, Open, VerdictResult
 from diag_lib.verdict.second_look import behind
+from diag_lib.verdict.second_seed import held_back
 from diag_lib.verdict.words import summary
 
 GAIN_GROUPS = ("optimisation", "model", "loss")
@@ -39,7 +40,7 @@ def decide(trials: Trials, missing: tuple[str, ...]) -> VerdictResult:
     known = {cause.id for cause in hidden} | {item.id for item in still_open}
     ruled_out = tuple((name, because) for name, because in first.ruled_out if name not in known)
     undecided = (*still_open, *(item for item in first.undecided if item.id not in known))
-    healthy = _healthy(case, named)
+    healthy = _healthy(case, named, undecided)
     return VerdictResult(
         healthy=healthy,
         complete=not missing,
@@ -120,10 +121,10 @@ def _confirmed(cause: Cause, proof: Comparison | None, trials: Trials) -> Compar
     return replace(proof, confirmation=trials.again(cause.id, patch, BCE_ONLY if alone else STATUS_QUO))
 
 
-def _healthy(case: Case, named: Sequence[NamedCause]) -> bool | None:
+def _healthy(case: Case, named: Sequence[NamedCause], undecided: Sequence[Open]) -> bool | None:
     if any(cause.status in ("established", "likely") for cause in named):
         return False
-    return True if case.status_quo_learns else None
+    return True if case.status_quo_learns and held_back(undecided) is None else None
 
 
 def _all_fixes(trials: Trials, named: Sequence[NamedCause]) -> tuple[dict[str, Any] | None, ArmResult | None]:

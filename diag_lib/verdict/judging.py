@@ -141,6 +141,7 @@ def judge(
             cause.id,
             f"{suspicion.because}; {proof.in_full()}",
             {**_images_for(proof, case), **suspicion.needs},
+            proof,
         )
     return name("likely")
 

@@ -33,11 +33,12 @@ class NamedCause:
 
 @dataclass(frozen=True)
 class Open:
-    """A cause that the evidence leaves open, with what would decide it."""
+    """A cause that the evidence leaves open, with what would decide it; `proof` is the experiment that did not."""
 
     id: str
     text: str
     needs: Mapping[str, int] = field(default_factory=dict)
+    proof: Comparison | None = None
 
 
 @dataclass(frozen=True)

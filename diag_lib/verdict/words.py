@@ -8,6 +8,7 @@ import yaml
 from diag_lib.screens import Case
 from diag_lib.statistics import Auc
 from diag_lib.verdict.result import NamedCause, Open, VerdictResult
+from diag_lib.verdict.second_seed import held_back, unlucky_start
 
 HEADLINES = {True: ("ok", "Healthy"), False: ("error", "Cause found"), None: ("note", "Not decided")}
 """Severity and title of the answer, by `healthy`."""
@@ -85,11 +86,21 @@ def summary(
         more = f" Also: {', '.join(cause.id for cause in named[1:])}." if len(named) > 1 else ""
         return f"{hedge}{first.sentence}{proof}{more}"
     if healthy:
-        return f"The training is healthy: the student reaches {reached}, and no cause of failure was found."
+        start = unlucky_start(undecided, case)
+        luck = (
+            f" From another seed the same training reaches {start:.2f}: train from several." if start else ""
+        )
+        return f"The training is healthy: the student reaches {reached}, and no cause of failure was found.{luck}"
     if missing:
         return f"Not decided: the steps {', '.join(missing)} have not run."
     if status_quo is None:
         return "Not decided: the status-quo student could not be trained."
+    limit = held_back(undecided) if case.status_quo_learns else None
+    if limit is not None and limit.proof is not None:
+        return (
+            f"Not decided: the student learns ({reached}), but {limit.id} may hold it back: {limit.proof.in_full()}. "
+            "How much it costs depends on the seed: train from several."
+        )
     still_open = ", ".join(item.id for item in undecided) or "no known cause fits the evidence"
     return f"Not decided: the student reaches {reached}; still open: {still_open}."
 
