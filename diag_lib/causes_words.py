@@ -40,7 +40,8 @@ EVIDENCE = {
     "teacher_inverted": "`teacher.auc` lies below one half by more than .05 with its whole interval, on train too.",
     "teacher_domain_shift": "`teacher.auc` lies below .55 with its whole interval, and its weights were loaded.",
     "patch_misalignment": "`logits.alignment`: the two maps agree better when one is mirrored, turned or moved.",
-    "wrong_activation": "`logits.activation`: the teacher's patches lie in [0, 1]; or `symptoms.activation` [recorded]: "
+    "wrong_activation": "`logits.activation`: the teacher's patches lie in [0, 1], or the student's stay there whatever "
+    "it is shown; or `symptoms.activation` [recorded]: "
     "the reported loss is the formula with a sigmoid before it.",
     "detached_graph": "`baseline.gradients` says no: no gradient arrives at part of what should train; or "
     "`symptoms.gradient_reach` [recorded].",

@@ -96,7 +96,7 @@ FINDINGS: dict[str, str] = {
     "logits.offset": "teacher and student patch logits differ in their mean",
     "logits.heavy_tail": "few teacher patches of enormous magnitude rule the loss",
     "logits.alignment": "teacher and student patch grids fit together",
-    "logits.activation": "the teacher gives probabilities where raw logits are needed",
+    "logits.activation": "teacher or student gives probabilities where raw logits are needed",
     # 04 BCE baseline
     "baseline.auc": "the student learns from the labels alone",
     "baseline.loss": "the loss falls below a coin's 0.6931",

@@ -86,7 +86,7 @@ def run(settings: Settings, run_dir: RunFolder | str | Path, *, progress: bool =
         _offset(before, after),
         _heavy_tail(tail, summaries["teacher"]),
         _alignment(pairs.grid),
-        _activation(summaries["teacher"]),
+        _activation(summaries["teacher"], summaries["student, trained"], pairs.squashed),
     ]
     evidence = Evidence(
         "logits", findings, _numbers(summaries, before, after, tail, pairs.gradients), pairs.inputs
@@ -346,15 +346,26 @@ def _alignment(grid: GridCheck | None) -> Finding:
     )
 
 
-def _activation(teacher: dict[str, float]) -> Finding:
+def _activation(teacher: dict[str, float], student: dict[str, float], squashed: bool) -> Finding:
+    """Does one side give probabilities? `squashed`: a fresh student stays within 0 and 1 whatever it is shown."""
     low, high = teacher["min"], teacher["max"]
-    squashed = bool(low >= 0 and high <= 1)
-    text = (
-        f"All teacher patches lie in [{low:.3g}, {high:.3g}]: these look like probabilities, raw logits are needed."
-        if squashed
-        else f"The teacher gives raw logits, from {low:.3g} to {high:.3g}."
-    )
-    return Finding("logits.activation", "warning" if squashed else "ok", "yes" if squashed else "no", text)
+    if low >= 0 and high <= 1:
+        side = "teacher"
+        text = (
+            f"All teacher patches lie in [{low:.3g}, {high:.3g}]: "
+            "these look like probabilities, raw logits are needed."
+        )
+    elif squashed and student["min"] >= 0 and student["max"] <= 1:
+        side = "student"
+        text = (
+            "The student's patches stay within 0 and 1 whatever it is shown: it ends in a sigmoid, and the "
+            "losses, which need raw logits, take its probabilities for logits."
+        )
+    else:
+        return Finding(
+            "logits.activation", "ok", "no", f"The teacher gives raw logits, from {low:.3g} to {high:.3g}."
+        )
+    return Finding("logits.activation", "warning", "yes", text, data={"side": side})
 
 
 def _outside(ci: tuple[float, float], low: float, high: float) -> Answer:

@@ -125,6 +125,17 @@ def test_statistics_that_cannot_follow_are_a_mistake_that_stands_in_the_network(
     assert isinstance(screen(case(found("baseline.batchnorm", "no", (-0.01, 0.01), still=True))), RuledOut)
 
 
+def test_a_student_with_a_sigmoid_is_to_blame_only_where_it_does_not_work() -> None:
+    screen = BY_ID["wrong_activation"].screen
+    seen = found("logits.activation", "yes", side="student")
+    for reached in (0.5, 0.75):
+        opinion = screen(case(seen, status_quo=reached))
+        assert isinstance(opinion, Suspicion) and opinion.direct
+    assert isinstance(screen(case(seen, status_quo=0.97)), RuledOut)
+    teachers = screen(case(found("logits.activation", "yes", side="teacher"), status_quo=0.97))
+    assert isinstance(teachers, Suspicion) and not teachers.direct
+
+
 def test_an_undecided_teacher_says_how_many_images_would_decide() -> None:
     opinion = BY_ID["teacher_domain_shift"].screen(case(teacher(0.42, 0.58)))
     assert isinstance(opinion, Suspicion) and opinion.weak

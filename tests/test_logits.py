@@ -147,6 +147,34 @@ def test_probabilities_and_outliers_are_told(folder, monkeypatch) -> None:
     assert with_teacher(folder, "outliers", monkeypatch).finding("heavy_tail").answer == "yes"
 
 
+def test_a_student_that_ends_in_a_sigmoid_is_told_from_one_whose_logits_are_small(
+    folder, monkeypatch
+) -> None:
+    """A sigmoid is seen, bias and range are not: a few small positive logits are nothing unusual."""
+    source = """
+import torch, torch.nn as nn
+class Net(nn.Module):
+    def __init__(self, last):
+        super().__init__(); self.conv = nn.Conv2d(3, 1, 4, 4); self.last = last
+        nn.init.constant_(self.conv.bias, 0.5); nn.init.normal_(self.conv.weight, std=1e-3)
+    def forward(self, x): return self.last(self.conv(x))
+def squashed(): return Net(nn.Sigmoid())
+def small(): return Net(nn.Identity())
+def dead(): return Net(nn.Threshold(1e9, 0.5))
+"""
+    (folder / "bounded_students.py").write_text(source)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("DIAG_TRUST_CODE", "1")
+    for name, answer in (("squashed", "yes"), ("small", "no"), ("dead", "no")):
+        own = {"student__arch": f"bounded_students:{name}", "training__lr_s1": 1e-6, "training__lr_s2": 1e-6}
+        found = logits.run(
+            tiny_settings(folder, **own), RunFolder(folder / f"run_{name}").create(), progress=False
+        )
+        activation = found.finding("activation")
+        assert activation.answer == answer, name
+        assert activation.data.get("side") == ("student" if answer == "yes" else None)
+
+
 def test_a_teacher_that_is_not_finite_leaves_everything_open(folder, monkeypatch) -> None:
     found = with_teacher(folder, "broken", monkeypatch)
     assert found.after is None

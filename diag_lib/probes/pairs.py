@@ -13,7 +13,7 @@ from diag_lib.evidence import RunFolder
 from diag_lib.images import ImageSet, open_split
 from diag_lib.models import Geometry, PatchModel, align, build_student
 from diag_lib.probes.grid import GridCheck, check_grid, local_content
-from diag_lib.probes.student import BLOCK
+from diag_lib.probes.student import BLOCK, gives_probabilities
 from diag_lib.settings import Settings
 from diag_lib.statistics import split_halves
 from diag_lib.teacher_cache import TeacherMaps, teacher_maps
@@ -24,6 +24,7 @@ MAX_PATCHES = 4_000_000
 FEWEST_IMAGES = 256
 GRID_IMAGES = 512
 FEW_FOR_GRID = 8
+FEW_FOR_BOUNDS = 8
 EXAMPLES_A_CLASS = 3
 GRADIENT_COLUMNS = ("epoch", "distill", "task", "cosine", "cosine_distill_halves", "cosine_task_halves")
 
@@ -43,7 +44,10 @@ class Example:
 
 @dataclass(frozen=True)
 class LogitPairs:
-    """Patch logits of shape (images, patches), the student's on the teacher's grid, for the rows of `frame`."""
+    """Patch logits of shape (images, patches), the student's on the teacher's grid, for the rows of `frame`.
+
+    `squashed`: an untrained student stays within 0 and 1 whatever it is shown.
+    """
 
     frame: pd.DataFrame
     teacher: Maps
@@ -53,6 +57,7 @@ class LogitPairs:
     gradients: pd.DataFrame
     examples: list[Example]
     inputs: dict[str, str]
+    squashed: bool
 
 
 def collect(settings: Settings, run: RunFolder, *, progress: bool = True) -> LogitPairs:
@@ -65,7 +70,8 @@ def collect(settings: Settings, run: RunFolder, *, progress: bool = True) -> Log
     # A student whose weights overflowed has no file that loads: its answers are NaN.
     lost = np.full_like(maps, np.nan)
     trained = lost if arm.stopped else on_teacher_grid(settings, arm.model(settings), val, teacher, chosen)
-    untrained = on_teacher_grid(settings, build_student(settings)[0], val, teacher, chosen)
+    fresh = build_student(settings)[0]
+    untrained = on_teacher_grid(settings, fresh, val, teacher, chosen)
     inputs = {"settings": settings.digest(), "teacher_maps": teacher.key}
     return LogitPairs(
         val.frame.iloc[chosen].reset_index(drop=True),
@@ -76,6 +82,7 @@ def collect(settings: Settings, run: RunFolder, *, progress: bool = True) -> Log
         gradient_table(arm.evidence, settings),
         _examples(val, chosen, maps, trained),
         inputs,
+        gives_probabilities(settings, fresh, val, chosen[:FEW_FOR_BOUNDS]),
     )
 
 

@@ -34,6 +34,7 @@ LADDER_STEPS = 60
 CLEARLY_LOWER = 0.01  # nats of BCE
 EVALUATION_PIXELS = 64 * 128 * 128
 RECALIBRATION_IMAGES = 512
+FAR_OUT = 1000.0  # times the normalised pixels
 BLOCK = 512  # images whose patch maps are held at a time
 
 Floats = npt.NDArray[np.float64]
@@ -229,6 +230,19 @@ def recalibrated(settings: Settings, model: PatchModel, train: ImageSet) -> Patc
     chosen = np.sort(rng.choice(len(train.labels), count, replace=False))
     recalibrate(model.to(choose(settings).device), _batches(settings, train, chosen))
     return model
+
+
+def gives_probabilities(settings: Settings, model: PatchModel, images: ImageSet, indices: Ints) -> bool:
+    """Whether the network's patch logits stay within 0 and 1 whatever it is shown: it ends in a sigmoid.
+
+    Shown are these images, then the same far out of range on either side, where raw logits leave any bounds. A network
+    that says the same to all of them says nothing about its bounds.
+    """
+    x = _inputs(settings, images, indices)
+    model = model.to(x.device).eval()
+    with torch.no_grad():
+        said = torch.stack([model(factor * x) for factor in (1.0, FAR_OUT, -FAR_OUT)])
+    return bool((said >= 0).all() and (said <= 1).all() and (said.max() > said.min()))
 
 
 def pooling_variants(configured: PoolingSettings) -> dict[str, PoolingSettings]:

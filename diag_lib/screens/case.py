@@ -32,8 +32,8 @@ RECORDED_LOSS = 0.05
 class Suspicion:
     """The evidence fits. `weak`: a needed answer is still undecided, `needs` says what would decide it.
 
-    `direct`: the recording of the user's own training shows the cause itself, no experiment needs to. `seen`: the
-    mistake stands in the settings or the files, the experiment only says what it costs.
+    `direct`: the student or the recording of the user's own training shows the cause itself, no experiment needs to.
+    `seen`: the mistake stands in the settings or the files, the experiment only says what it costs.
     """
 
     because: str

@@ -203,7 +203,13 @@ def wrong_activation(case: Case) -> Suspicion | RuledOut | None:
     found = case.finding("logits.activation")
     if found is None or found.answer == "undecided":
         return None
-    return Suspicion(found.message, (found.id,)) if found.answer == "yes" else RuledOut(found.message)
+    if found.answer == "no":
+        return RuledOut(found.message)
+    if found.data.get("side") != "student":
+        return Suspicion(found.message, (found.id,))
+    if case.status_quo_works_clearly:
+        return RuledOut(f"{found.message} It learns all the same")
+    return Suspicion(found.message, (found.id,), direct=True)
 
 
 def split_shift(case: Case) -> Suspicion | RuledOut | None:

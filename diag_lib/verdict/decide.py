@@ -73,7 +73,7 @@ def examine(trials: Trials, causes: Sequence[Cause]) -> Examined:
         explained = [other for other in sure if other in cause.yields_to]
         if (
             cause.group == "teacher"
-        ):  # a slip in the recorded loop changes nothing of what the teacher was asked here
+        ):  # a slip of the student or its loop changes nothing of what the teacher was asked
             explained = [other for other in explained if other not in slips]
         flattered = [other for other in sure if other in flatters and cause.group in GAIN_GROUPS]
         if explained:
