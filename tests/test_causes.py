@@ -121,7 +121,7 @@ def test_statistics_that_cannot_follow_are_a_mistake_that_stands_in_the_network(
     screen = BY_ID["student_batchnorm"].screen
     for still in (True, False):
         opinion = screen(case(found("baseline.batchnorm", "yes", (0.1, 0.2), still=still)))
-        assert isinstance(opinion, Suspicion) and opinion.seen is still
+        assert isinstance(opinion, Suspicion) and opinion.measured is still
     assert isinstance(screen(case(found("baseline.batchnorm", "no", (-0.01, 0.01), still=True))), RuledOut)
 
 

@@ -156,6 +156,9 @@ def test_what_gains_from_both_seeds_is_not_called_healthy(second: Comparison, he
     proof = replace(moved(0.79, 0.99), confirmation=second)
     found = verdict.judge(scale, Suspicion("40 times larger", ()), proof, 1e-9, case)
     assert isinstance(found, verdict.Open)
+    told_by_its_number = verdict.judge(scale, Suspicion("40 times", (), measured=True), proof, 1e-9, case)
+    assert isinstance(told_by_its_number, verdict.NamedCause) is (healthy is None)
+    assert isinstance(told_by_its_number, verdict.Open) or told_by_its_number.status == "likely"
     assert (True if held_back([found]) is None else None) is healthy
     text = summary(healthy, case, (), [found], ())
     assert ("scale_mismatch may hold it back" in text) == (healthy is None)

@@ -33,7 +33,8 @@ class Suspicion:
     """The evidence fits. `weak`: a needed answer is still undecided, `needs` says what would decide it.
 
     `direct`: the student or the recording of the user's own training shows the cause itself, no experiment needs to.
-    `seen`: the mistake stands in the settings or the files, the experiment only says what it costs.
+    `seen`: the mistake stands in the settings or the files, the experiment only says what it costs. `measured`: not the
+    gain alone speaks for the cause, but a number of its own (a scale, an offset, statistics that cannot follow).
     """
 
     because: str
@@ -42,6 +43,7 @@ class Suspicion:
     needs: Mapping[str, int] = field(default_factory=dict)
     direct: bool = False
     seen: bool = False
+    measured: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "because", _clause(self.because))

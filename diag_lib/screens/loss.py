@@ -23,7 +23,9 @@ def offset(case: Case) -> Suspicion | RuledOut | None:
         return None
     if found.answer == "no":
         return RuledOut(found.message)
-    return _teacher_knows(case) or Suspicion(found.message, (found.id, "logits.fit", "teacher.auc"))
+    return _teacher_knows(case) or Suspicion(
+        found.message, (found.id, "logits.fit", "teacher.auc"), measured=True
+    )
 
 
 def heavy_tail(case: Case) -> Suspicion | RuledOut | None:
@@ -32,7 +34,9 @@ def heavy_tail(case: Case) -> Suspicion | RuledOut | None:
         return None
     if found.answer == "no":
         return RuledOut(found.message)
-    return _teacher_knows(case) or Suspicion(found.message, (found.id, "logits.fit", "teacher.auc"))
+    return _teacher_knows(case) or Suspicion(
+        found.message, (found.id, "logits.fit", "teacher.auc"), measured=True
+    )
 
 
 def scale(case: Case) -> Suspicion | RuledOut | None:
@@ -46,7 +50,7 @@ def scale(case: Case) -> Suspicion | RuledOut | None:
         return knows
     weak = ratio.answer == "undecided" and not case.status_quo_collapsed
     evidence = (ratio.id, "logits.mse", "logits.fit", "teacher.auc", "distillation.status_quo")
-    return Suspicion(ratio.message, evidence, weak=weak)
+    return Suspicion(ratio.message, evidence, weak=weak, measured=ratio.answer == "yes")
 
 
 def weight_too_high(case: Case) -> Suspicion | RuledOut | None:

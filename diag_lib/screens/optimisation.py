@@ -34,8 +34,8 @@ def from_finding(finding_id: str, *, unless_rescued: bool = True) -> Screen:
 
 def student_batchnorm(case: Case) -> Suspicion | RuledOut | None:
     found, opinion = case.finding("baseline.batchnorm"), _fresh_statistics(case)
-    seen = found is not None and found.data.get("still") is True
-    return replace(opinion, seen=seen) if isinstance(opinion, Suspicion) else opinion
+    still = found is not None and found.data.get("still") is True
+    return replace(opinion, measured=still) if isinstance(opinion, Suspicion) else opinion
 
 
 _fresh_statistics = from_finding("baseline.batchnorm", unless_rescued=False)

@@ -10,6 +10,7 @@ from diag_lib.images import steps_of_epoch
 from diag_lib.screens import CLEARLY_WORKS, Case, RuledOut, Suspicion
 from diag_lib.statistics import HEALTHY_GAIN, MATERIAL_GAIN, holm, n_for_gain
 from diag_lib.verdict.result import NamedCause, Open
+from diag_lib.verdict.second_seed import gains_twice
 from diag_lib.verdict.words import reached_text
 
 CLEARLY_LESS = 0.03
@@ -129,9 +130,11 @@ def judge(
             f"{suspicion.because}; but {proof.in_full()}{learns if case.status_quo_learns else ''}"
         )
     cured = cause.proof != "gain" or proof.after.auc.value > case.limits.baseline_auc
+    cured = cured and not _falls_short(cause, proof, case)
+    if suspicion.measured and not suspicion.weak and cured and proof.p < SIGNIFICANT and gains_twice(proof):
+        return name("likely")
     promising = (
         cured
-        and not _falls_short(cause, proof, case)
         and _again(suspicion, proof, _bar(cause, suspicion, proof, case))
         and proof.p < SIGNIFICANT
         and abs(proof.delta) >= MATERIAL_GAIN
