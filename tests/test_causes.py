@@ -197,6 +197,20 @@ def test_shuffled_labels_are_told_from_a_gap_between_train_and_val() -> None:
     assert isinstance(opinion, Suspicion) and opinion.weak, "val's labels may be wrong"
 
 
+@pytest.mark.parametrize(("val", "suspected"), [(0.62, True), (0.80, False)])
+def test_a_clear_gap_between_unseen_train_and_val_is_a_shift_though_val_is_open(
+    val: float, suspected: bool
+) -> None:
+    opinion = BY_ID["split_shift"].screen(
+        case(
+            found("baseline.heldout_train", "yes", (0.90, 0.94)),
+            found("baseline.val_learnable", "yes", (0.60, 0.71)),
+            bce_only=val,
+        )
+    )
+    assert isinstance(opinion, Suspicion) is suspected and (opinion is None or not opinion.weak)
+
+
 def test_labels_with_which_a_good_teacher_still_agrees_are_not_shuffled() -> None:
     """Most pictures of train are blank: neither they nor what is left can be learned, but the labels are right."""
     left = (

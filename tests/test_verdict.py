@@ -352,6 +352,14 @@ def test_a_class_with_hardly_any_images_comes_before_what_makes_the_most_of_them
     assert ("comes first" if named == "class_imbalance" else "explains it") in other.because
 
 
+@pytest.mark.parametrize(("drift", "named"), [("yes", "split_shift"), ("no", "lr_too_low")])
+def test_a_shift_of_kind_comes_before_what_makes_the_student_more_robust(drift: Answer, named: str) -> None:
+    seen = Finding("audit.drift", "warning", drift, "train and val")
+    case = Case(Settings(), {"audit": Evidence("audit", [seen])}, {})
+    judged = verdict.strongest_rival([_rival("split_shift", 0.92), _rival("lr_too_low", 0.98)], case)
+    assert [item.id for item in judged if isinstance(item, verdict.NamedCause)] == [named]
+
+
 def test_what_helps_another_training_is_no_cause_where_the_users_own_learns() -> None:
     """Labels alone fail at this rate, but the user's training has a good teacher and lacks nothing."""
     rate = next(cause for cause in CAUSES if cause.id == "lr_too_low")

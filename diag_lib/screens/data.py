@@ -212,11 +212,17 @@ def wrong_activation(case: Case) -> Suspicion | RuledOut | None:
     return Suspicion(found.message, (found.id,), direct=True)
 
 
+def _far_above_val(held_out: Finding, case: Case) -> bool:
+    """Whether the student ranks images of train that it was not taught far better than those of val."""
+    val = case.arms.get("bce_only")
+    return held_out.ci is not None and val is not None and val.defined and held_out.ci[0] > val.ci[1] + GAP
+
+
 def split_shift(case: Case) -> Suspicion | RuledOut | None:
     held_out = case.finding("baseline.heldout_train")
     if held_out is None or case.baseline_learns is True:
         return None
-    if held_out.answer == "yes" and case.baseline_learns is False:
+    if held_out.answer == "yes" and (case.baseline_learns is False or _far_above_val(held_out, case)):
         because = (
             f"within train the student generalises (AUC {interval_text(held_out.ci)}), on val it does not"
         )

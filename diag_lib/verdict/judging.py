@@ -39,7 +39,8 @@ def strongest_rival(
     Another learning rate, a longer schedule or a gentler teacher softens many a failure. One whose AUC stays
     `CLEARLY_LESS` below the best is ruled out; one that is about as good is named as equivalent. After a handful of
     steps, though, everything that speeds the training helps: then it is too short. So it is with a class of which there
-    are hardly any images: what makes the most of them does not replace the missing ones.
+    are hardly any images: what makes the most of them does not replace the missing ones. And where the student ranks unseen
+    images of train, and val is of another kind, what makes it more robust does not make them of one kind.
     """
     known = rivals()
     contenders = [
@@ -73,9 +74,11 @@ def strongest_rival(
 
 
 def _plain_cause(reached: Mapping[str, float], case: Case) -> str | None:
-    """The rival that the counts alone make the answer, if its repair was shown to help."""
+    """The rival that the images themselves make the answer, if its repair was shown to help."""
     if "undertrained" in reached and _few_steps(case):
         return "undertrained"
+    if "split_shift" in reached and case.says("audit.drift", "yes"):
+        return "split_shift"
     share = case.finding("audit.imbalance")
     rare = share is not None and share.value is not None and share.value < HARDLY_ANY
     return "class_imbalance" if rare and "class_imbalance" in reached else None
