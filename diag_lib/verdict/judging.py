@@ -39,8 +39,8 @@ def strongest_rival(
     Another learning rate, a longer schedule or a gentler teacher softens many a failure. One whose AUC stays
     `CLEARLY_LESS` below the best is ruled out; one that is about as good is named as equivalent. After a handful of
     steps, though, everything that speeds the training helps: then it is too short. So it is with a class of which there
-    are hardly any images: what makes the most of them does not replace the missing ones. And where the student ranks unseen
-    images of train, and val is of another kind, what makes it more robust does not make them of one kind.
+    are hardly any images: what makes the most of them does not replace the missing ones. And where the student ranks
+    unseen images of train, and val is of another kind, what makes it more robust does not make them of one kind.
     """
     known = rivals()
     contenders = [
