@@ -360,6 +360,24 @@ def test_a_shift_of_kind_comes_before_what_makes_the_student_more_robust(drift: 
     assert [item.id for item in judged if isinstance(item, verdict.NamedCause)] == [named]
 
 
+@pytest.mark.parametrize(
+    ("kind", "repooled", "named"),
+    [
+        ("topk", 0.80, "pooling_mismatch"),
+        ("topk", 0.60, "lr_too_low"),
+        ("mean", 0.80, "lr_too_low"),
+    ],
+)
+def test_logits_that_another_pooling_ranks_are_not_the_learning_rates(
+    kind: str, repooled: float, named: str
+) -> None:
+    settings = Settings().with_overrides({"pooling.kind": kind})
+    seen = Finding("baseline.pooling", "warning", "yes", "the mean ranks better")
+    case = Case(settings, {"baseline": Evidence("baseline", [seen])}, {})
+    judged = verdict.strongest_rival([_rival("pooling_mismatch", repooled), _rival("lr_too_low", 0.98)], case)
+    assert [item.id for item in judged if isinstance(item, verdict.NamedCause)] == [named]
+
+
 def test_what_helps_another_training_is_no_cause_where_the_users_own_learns() -> None:
     """Labels alone fail at this rate, but the user's training has a good teacher and lacks nothing."""
     rate = next(cause for cause in CAUSES if cause.id == "lr_too_low")

@@ -49,7 +49,7 @@ def strongest_rival(
     if len(contenders) < 2:
         return judged
     reached = {found.id: found.proof.after.auc.value for found in contenders if found.proof}
-    plain = _plain_cause(reached, case)
+    plain = _plain_cause({found.id: found.proof.delta for found in contenders if found.proof}, case)
     top = reached[plain] if plain else max(reached.values())
     level = [found for found in contenders if abs(reached[found.id] - top) < CLEARLY_LESS]
     best = min(level, key=lambda found: (found.id != plain, found.status != "established"))
@@ -73,15 +73,19 @@ def strongest_rival(
     return [keep(found) for found in judged]
 
 
-def _plain_cause(reached: Mapping[str, float], case: Case) -> str | None:
-    """The rival that the images themselves make the answer, if its repair was shown to help."""
-    if "undertrained" in reached and _few_steps(case):
+def _plain_cause(gained: Mapping[str, float], case: Case) -> str | None:
+    """The rival that images or logits make the answer by themselves, if its repair was shown to help."""
+    if "undertrained" in gained and _few_steps(case):
         return "undertrained"
-    if "split_shift" in reached and case.says("audit.drift", "yes"):
+    if "split_shift" in gained and case.says("audit.drift", "yes"):
         return "split_shift"
+    # The very same logits rank better: that is no matter of training, unless training brings far more.
+    repooled = case.settings.pooling.kind != "mean" and case.says("baseline.pooling", "yes")
+    if repooled and gained.get("pooling_mismatch", 0.0) >= max(gained.values()) / 2:
+        return "pooling_mismatch"
     share = case.finding("audit.imbalance")
     rare = share is not None and share.value is not None and share.value < HARDLY_ANY
-    return "class_imbalance" if rare and "class_imbalance" in reached else None
+    return "class_imbalance" if rare and "class_imbalance" in gained else None
 
 
 def _few_steps(case: Case) -> bool:
