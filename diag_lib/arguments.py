@@ -203,6 +203,6 @@ def complete_keys(incomplete: str) -> list[str]:
 
 def complete_faults(incomplete: str) -> list[str]:
     """Ids of the faults that can be injected, for the shell's completion."""
-    from diag_lib.faults.inject import FAULTS
+    from diag_lib.faults import FAULTS, VARIANTS
 
-    return [name for name in FAULTS if name.startswith(incomplete)]
+    return [name for name in (*FAULTS, *VARIANTS) if name.startswith(incomplete)]

@@ -9,22 +9,24 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from diag_lib.causes import CAUSES
 from diag_lib.errors import UserError
-from diag_lib.faults import FAULTS, prepare, suite
-from diag_lib.faults.inject import Fault
+from diag_lib.faults import FAULTS, VARIANTS, prepare, suite
 from diag_lib.faults.loops import Loop, reported_auc
+from diag_lib.faults.scenes import Fault
 from diag_lib.history import read_history
 from diag_lib.resources import teachers_dir
 from diag_lib.settings import load
 
 # Small scenes: what an injection does to files does not depend on their number.
 SMALL = {"train": 40, "val": 40}
-IN_IMAGES = [f.id for f in FAULTS.values() if f.alter is not None]
+ALL = {**FAULTS, **VARIANTS}
+IN_IMAGES = [f.id for f in ALL.values() if f.alter is not None]
 IN_WEIGHTS = [f.id for f in FAULTS.values() if f.teacher is not None]
 
 
 def small(fault_id: str) -> Fault:
-    fault = FAULTS[fault_id]
+    fault = ALL[fault_id]
     brief = {"training.epochs_s1": 0, "training.epochs_s2": 1} if fault.loop else {}
     around = {**fault.around, **brief}
     return dataclasses.replace(fault, around=around, around_recipe={**fault.around_recipe, **SMALL})
@@ -60,7 +62,7 @@ def pixels(data, tmp_path):
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize("fault_id", FAULTS)
+@pytest.mark.parametrize("fault_id", ALL)
 def test_every_fault_has_valid_settings_and_its_own_folder(fault_id, tmp_path):
     fault = small(fault_id)
     prepared = prepare(fault, tmp_path)
@@ -73,6 +75,14 @@ def test_every_fault_has_valid_settings_and_its_own_folder(fault_id, tmp_path):
             prepared.overrides | {"dataset.root": ""},
             listing(prepared.root),
         ), "the injection changes nothing"
+
+
+def test_a_variant_has_a_name_of_its_own_and_a_cause_that_a_verdict_can_name():
+    assert not set(VARIANTS) & set(FAULTS)
+    assert {variant.cause for variant in VARIANTS.values()} <= {cause.id for cause in CAUSES}
+    assert suite.plan("full", ["leakage_exact_quarter"], [208])[0].expected == ("leakage",)
+    planned = {part for case in suite.plan("full", None, [208]) for part in case.fault.id.split("+")}
+    assert not planned & set(VARIANTS), "no suite's score hangs on them"
 
 
 @pytest.mark.parametrize("fault_id", IN_IMAGES)
@@ -231,7 +241,7 @@ def test_an_unknown_fault_is_one_line_that_lists_what_exists(tmp_path):
     text = str(caught.value)
     assert "\n" not in text
     assert "did you mean leakage?" in text
-    assert all(re.search(rf"\b{fault_id}\b", text) for fault_id in FAULTS)
+    assert all(re.search(rf"\b{fault_id}\b", text) for fault_id in ALL)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance
 from diag_lib.demo.dataset import CLASSES, Alter, save_png
 from diag_lib.faults import weights
 from diag_lib.faults.images import files, some
-from diag_lib.faults.inject import Fault, Overrides, own_network
+from diag_lib.faults.scenes import Fault, Overrides, own_network
 from diag_lib.faults.weights import Change
 
 DISTILLATION = "training.distillation."

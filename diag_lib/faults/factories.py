@@ -59,6 +59,14 @@ class _Sum(_Around):
         return torch.add(stranger, known, alpha=KNOWN)
 
 
+class _CutOff(_Around):
+    """A network from whose output no gradient comes back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        nothing = torch.stack([parameter.sum() for parameter in self.net.parameters()]).sum() * 0.0
+        return torch.add(self.net(x).detach(), nothing)
+
+
 class _AlwaysTraining(_Around):
     """Somebody forgot `eval()`: the first `norms` normalisations use each batch's own statistics, come what may."""
 
@@ -129,6 +137,16 @@ def teacher_weak() -> nn.Module:
     return _Sum(_good_teacher(), stranger)
 
 
+def teacher_of_neighbours() -> nn.Module:
+    """The good teacher, which answers for the image before in its batch."""
+    return _Around(_good_teacher(), lambda patches: patches.roll(1, 0))
+
+
+def teacher_at_random() -> nn.Module:
+    """A network of the teacher's kind that nobody has trained."""
+    return build("tiny_ladeda", None, PREPROCESS, seed=0)[0]
+
+
 def student_detached() -> nn.Module:
     """A student whose features are detached before the head: no gradient reaches what makes them."""
     net = _tiny()
@@ -150,3 +168,28 @@ def student_still_batchnorm() -> nn.Module:
     assert isinstance(last.running_mean, torch.Tensor)
     last.running_mean.fill_(FAR_OFF)
     return net
+
+
+def student_without_momentum() -> nn.Module:
+    """A student whose running statistics stay at a variance of 100 for good."""
+    net = _tiny()
+    for norm in batch_norms(net).values():
+        norm.momentum = 0.0
+        assert isinstance(norm.running_var, torch.Tensor)
+        norm.running_var.fill_(100.0)
+    return net
+
+
+def student_cut_off() -> nn.Module:
+    """A student whose output is detached: the loss depends on its weights in name only."""
+    return _CutOff(_tiny())
+
+
+def student_with_sigmoid() -> nn.Module:
+    """A student that ends in a sigmoid, before losses that have one of their own."""
+    return _Around(_tiny(), torch.sigmoid)
+
+
+def student_of_one_channel() -> nn.Module:
+    """A student of two convolutions with one channel between them."""
+    return nn.Sequential(nn.Conv2d(3, 1, 3, 2, 1), nn.ReLU(), nn.Conv2d(1, 1, 3, 2, 1))

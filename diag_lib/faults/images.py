@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from diag_lib.demo.dataset import Alter, save_png
 
@@ -47,32 +47,67 @@ def shuffle_labels(folder: Path, rng: np.random.Generator) -> None:
     move([path for path, place in zip(fake, dealt[len(real) :], strict=True) if place < len(real)], REAL)
 
 
-def save_one_class_as_jpeg(folder: Path, rng: np.random.Generator) -> None:
-    """The fakes, and only they, are JPEG of quality 75 in both splits."""
-    for split in ("train", "val"):
-        for path in files(folder, split, FAKE):
-            with Image.open(path) as image:
-                image.save(path.with_suffix(".jpg"), quality=75)
+def save_as_jpeg(name: str, quality: int) -> Alter:
+    """The images of one class, and only they, are JPEG of this quality in both splits."""
+
+    def alter(folder: Path, rng: np.random.Generator) -> None:
+        for split in ("train", "val"):
+            for path in files(folder, split, name):
+                with Image.open(path) as image:
+                    image.save(path.with_suffix(".jpg"), quality=quality)
+                path.unlink()
+
+    return alter
+
+
+def leak(share: float, brighter: int = 0) -> Alter:
+    """A `share` of the validation images of each class are copies of training images, `brighter` by so many of 255."""
+
+    def alter(folder: Path, rng: np.random.Generator) -> None:
+        for name in (REAL, FAKE):
+            train = files(folder, "train", name)
+            replaced = some(files(folder, "val", name), share, rng)
+            for target, index in zip(replaced, rng.permutation(len(train))[: len(replaced)], strict=False):
+                with Image.open(train[index]) as image:
+                    pixels = np.asarray(image).astype(np.int16)
+                target.unlink()
+                copy = np.clip(pixels + brighter, 0, 255).astype(np.uint8)
+                save_png(copy, target.with_name(f"copy-{index:03d}.png"))
+
+    return alter
+
+
+def keep_few(name: str, count: int) -> Alter:
+    """Only so many images of one class are left to train on."""
+
+    def alter(folder: Path, rng: np.random.Generator) -> None:
+        paths = files(folder, "train", name)
+        for path in some(paths, 1 - count / len(paths), rng):
             path.unlink()
 
+    return alter
 
-def leak_training_images(folder: Path, rng: np.random.Generator) -> None:
-    """Half of the validation images of each class are replaced by near-copies of training images."""
+
+def one_colour(share: float) -> Alter:
+    """A `share` of the training images of each class are of a single colour."""
+
+    def alter(folder: Path, rng: np.random.Generator) -> None:
+        for name in (REAL, FAKE):
+            for path in some(files(folder, "train", name), share, rng):
+                with Image.open(path) as image:
+                    size = image.size
+                save_png(np.full((size[1], size[0], 3), int(rng.integers(256)), np.uint8), path)
+
+    return alter
+
+
+def blurred_val(folder: Path, rng: np.random.Generator) -> None:
+    """The validation images are out of focus."""
     for name in (REAL, FAKE):
-        train = files(folder, "train", name)
-        replaced = some(files(folder, "val", name), 0.5, rng)
-        for target, index in zip(replaced, rng.permutation(len(train))[: len(replaced)], strict=False):
-            with Image.open(train[index]) as image:
-                pixels = np.asarray(image).astype(np.int16)
-            target.unlink()
-            save_png(np.clip(pixels + 1, 0, 255).astype(np.uint8), target.with_name(f"copy-{index:03d}.png"))
-
-
-def drop_fakes(folder: Path, rng: np.random.Generator) -> None:
-    """Only six fakes are left to train on."""
-    fake = files(folder, "train", FAKE)
-    for path in some(fake, 1 - 6 / len(fake), rng):
-        path.unlink()
+        for path in files(folder, "val", name):
+            with Image.open(path) as image:
+                blurred = image.filter(ImageFilter.GaussianBlur(1.0))
+            save_png(np.asarray(blurred), path)
 
 
 def corrupt_files(folder: Path, rng: np.random.Generator) -> None:

@@ -1,71 +1,32 @@
 """Which faults can be injected into the demo, and how is a pipeline with one of them made?"""
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diag_lib.demo.dataset import Alter, Recipe, build
+from diag_lib.demo.dataset import Recipe, build
 from diag_lib.errors import UserError
 from diag_lib.faults import images, loops, weights
 from diag_lib.faults.loops import Loop
+from diag_lib.faults.scenes import (
+    GOOD_TEACHER,
+    LABELS_ALONE,
+    LABELS_LEAD,
+    PLAIN_SGD,
+    QUIET_STRANGER,
+    TEACHER_ALONE,
+    TEACHER_LEADS,
+    Fault,
+    Overrides,
+    own_network,
+)
+from diag_lib.faults.variants import VARIANTS
 from diag_lib.faults.weights import Change, State
 from diag_lib.resources import teachers_dir
 from diag_lib.settings import load
-
-Overrides = Mapping[str, Any]
-
-GOOD_TEACHER: Overrides = {"teacher.weights": "demo-artefact"}
-# Labels lead and the teacher only helps: where a fault of the labels must not be hidden by a good teacher.
-LABELS_LEAD: Overrides = {
-    "training.distillation.alpha_distill": 0.01,
-    "training.distillation.alpha_task": 0.99,
-    "training.distillation.normalize": "standardize",
-}
-# The teacher leads: where a fault of the teacher must not be outvoted by the labels.
-TEACHER_LEADS: Overrides = {
-    "training.distillation.alpha_distill": 0.95,
-    "training.distillation.alpha_task": 0.05,
-}
-# The labels are not used, and only the teacher's differences from its mean count.
-TEACHER_ALONE: Overrides = {
-    "training.distillation.alpha_distill": 1.0,
-    "training.distillation.alpha_task": 0.0,
-    "training.distillation.normalize": "center",
-}
-# Plain SGD takes the gradient as it is; under Adam, or with clipped gradients, a clash of scales does little harm.
-PLAIN_SGD: Overrides = {
-    "training.optimizer": "sgd",
-    "training.distillation.normalize": "standardize",
-    "training.lr_s1": 0.05,
-    "training.lr_s2": 0.05,
-}
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One cause and how it is injected into the healthy demo (the demo with the good teacher).
-
-    around : settings and recipe that belong to the scene, with or without the fault. settings : the fault's
-    own settings; recipe : changed fields of `Recipe`; alter : changes the finished dataset; teacher : changes
-    the good teacher's weights; loop : a training loop with a mistake in its code, whose recording is the
-    `history`. cause : the cause that should be named, if it has another id. parts : the faults of a compound.
-    """
-
-    id: str
-    description: str
-    settings: Overrides = field(default_factory=dict)
-    recipe: Overrides = field(default_factory=dict)
-    alter: Alter | None = None
-    teacher: Change | None = None
-    around: Overrides = field(default_factory=dict)
-    around_recipe: Overrides = field(default_factory=dict)
-    loop: Loop | None = None
-    cause: str = ""
-    parts: "tuple[Fault, ...]" = ()
 
 
 @dataclass(frozen=True)
@@ -77,24 +38,7 @@ class Prepared:
     overrides: dict[str, Any]
 
 
-# No teacher, so that nothing hides a mistake in the task loss; or one that knows nothing, kept in its place.
-LABELS_ALONE: Overrides = {
-    "training.distillation.alpha_distill": 0.0,
-    "training.distillation.alpha_task": 1.0,
-}
-QUIET_STRANGER: Overrides = {
-    "teacher.weights": "demo-foreign",
-    "training.distillation.alpha_distill": 0.001,
-    "training.distillation.alpha_task": 0.999,
-}
-
 _SAME_SPLITS = ("train", "val")
-
-
-def own_network(network: str, factory: str) -> Overrides:
-    """The settings of a network of one's own: one of `diag_lib.faults.factories`."""
-    weights = {f"{network}.weights": None, f"{network}.preprocess": "raw"}
-    return {f"{network}.arch": f"diag_lib.faults.factories:{factory}", **weights}
 
 
 FAULTS: dict[str, Fault] = {
@@ -207,14 +151,14 @@ FAULTS: dict[str, Fault] = {
         Fault(
             "shortcut",
             "every fake is a JPEG, no real image is, and the artefact is nearly invisible",
-            alter=images.save_one_class_as_jpeg,
+            alter=images.save_as_jpeg(images.FAKE, 75),
             around=LABELS_LEAD,
             around_recipe={"strength_train": 0.15, "strength_val": 0.15},
         ),
         Fault(
             "leakage",
             "half of the validation images are near-copies of easy training images",
-            alter=images.leak_training_images,
+            alter=images.leak(0.5, brighter=1),
             around_recipe={"strength_val": 0.3},
         ),
         Fault(
@@ -225,7 +169,7 @@ FAULTS: dict[str, Fault] = {
         Fault(
             "class_imbalance",
             "only six fakes are left to train on",
-            alter=images.drop_fakes,
+            alter=images.keep_few(images.FAKE, 6),
             around=LABELS_LEAD,
         ),
         Fault("corrupt_images", "nearly all training images are damaged", alter=images.corrupt_files),
@@ -420,11 +364,12 @@ def alone(part: Fault, compound: Fault) -> Fault:
 
 def find(fault_id: str) -> Fault:
     """The fault of that id, or a UserError that lists what exists."""
-    if fault_id not in FAULTS:
-        close = difflib.get_close_matches(fault_id, FAULTS, n=1)
+    known = {**FAULTS, **VARIANTS}
+    if fault_id not in known:
+        close = difflib.get_close_matches(fault_id, known, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(f"fault {fault_id!r} does not exist{hint}; choose from {', '.join(FAULTS)}")
-    return FAULTS[fault_id]
+        raise UserError(f"fault {fault_id!r} does not exist{hint}; choose from {', '.join(known)}")
+    return known[fault_id]
 
 
 def _altered(fault: Fault, repaired: bool) -> str:
