@@ -1,6 +1,6 @@
 """Does a verdict hang on how a fault was injected? The same causes at other strengths and by other mechanisms.
 
-No suite runs them, and no threshold was chosen with them: `diag faults --cause NAME` runs one.
+No suite runs them: `diag faults --cause NAME` runs one.
 """
 
 from diag_lib.faults import images, loops, weights
