@@ -414,7 +414,11 @@ class TestHelp:
 
         assert "finetune-teacher" in complete("diag fine", 1)
         assert "safest" in complete("diag run --preset sa", 3)
-        assert complete("diag faults --cause lr_too", 3) == ["lr_too_low", "lr_too_high", "lr_too_low_hundredth"]
+        assert complete("diag faults --cause lr_too", 3) == [
+            "lr_too_low",
+            "lr_too_high",
+            "lr_too_low_hundredth",
+        ]
         assert complete("diag faults --suite f", 3) == ["full"]
         assert "standardized" in complete("diag train my.yaml --arm st", 4)
         assert "training.seed=" in complete("diag run --set training.s", 3)
