@@ -569,6 +569,15 @@ def test_tensors_that_would_lose_something_are_refused(tmp_path, kind, change):
         models.build("tiny_ladeda", tmp_path / "odd.pth")
 
 
+@pytest.mark.parametrize("content", [b"junk", b"path,label\na.png,1\n", b"\x00" * 64, b"hdr"])
+def test_what_is_no_weights_file_is_called_so(tmp_path, content):
+    """Four letters are a pickle whose first opcode runs out of bytes, a table one that empties its stack."""
+    path = tmp_path / "teacher.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="no weights file"):
+        models.build("tiny_ladeda", str(path))
+
+
 def test_truncated_and_non_finite_files_are_refused(tmp_path):
     good = tmp_path / "good.pth"
     torch.save(other_tiny().state_dict(), good)

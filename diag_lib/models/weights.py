@@ -142,10 +142,17 @@ def _torch_load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(_why_refused(path)) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # what a damaged or foreign file makes the unpickler raise has no bounds
+        if not _starts_like_torch(path):
+            raise UserError(_why_refused(path)) from None
+        if isinstance(error, (MemoryError, OverflowError, IndexError)):
+            raise UserError(f"{path.name} is damaged: its tensors do not fit what the file holds") from None
         raise UserError(f"{path.name} is not a readable PyTorch weights file: {_first_line(error)}") from None
-    except (MemoryError, OverflowError, IndexError):
-        raise UserError(f"{path.name} is damaged: its tensors do not fit what the file holds") from None
+
+
+def _starts_like_torch(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
 
 
 def _why_refused(path: Path) -> str:
@@ -158,7 +165,7 @@ def _why_refused(path: Path) -> str:
         return f"{path.name} is a pointer of Git LFS, not the weights: fetch them with git lfs pull"
     if start.lstrip()[:1] == b"<":
         return f"{path.name} is a web page, not weights: download the file itself"
-    if not start.startswith((b"PK", b"\x80")):
+    if not _starts_like_torch(path):
         return f"{path.name} is no weights file: a PyTorch state_dict or a safetensors file is expected"
     return (
         f"{path.name} holds pickled code or a whole model, which could run anything and is not loaded: "

@@ -82,7 +82,8 @@ def recommended_yaml(settings: Settings, verdict: VerdictResult) -> str:
         lines.append(f"# {cause.id} ({cause.status}): {cause.fix.text}")
         lines.extend(f"#   to do: {action}" for action in cause.fix.actions)
     if verdict.recommended is None:
-        lines.append("# No setting needs to change; these are the settings of the run.")
+        found = "No setting needs to change" if verdict.healthy else "No change of settings is proven to help"
+        lines.append(f"# {found}; these are the settings of the run.")
     patched = settings.with_overrides(dotted(verdict.recommended)) if verdict.recommended else settings
     comments = "\n".join(line.replace("\n", " ").replace("\r", " ") for line in lines)
     return f"{comments}\n{patched.to_yaml()}"
