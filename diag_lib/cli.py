@@ -25,6 +25,7 @@ from diag_lib.arguments import (
     complete_presets,
     complete_steps,
     default_out,
+    finding_lines,
     interval,
     load_settings,
     named_out,
@@ -392,7 +393,7 @@ def _run(
     code = run_workbook(
         settings, folder.root, steps=steps, fresh=fresh, fail_on=fail_on, time_limit=time_limit
     )
-    for line in verdict_lines(folder) if "verdict" in steps else ():
+    for line in verdict_lines(folder) if "verdict" in steps else finding_lines(folder, steps):
         typer.echo(line)
     typer.echo(f"Report: {short(folder.root / 'index.html')}")
     return code

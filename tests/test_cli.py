@@ -189,6 +189,24 @@ class TestRun:
         runner.code = code
         assert cli.main(["run", "base"]) == code
 
+    def test_steps_without_a_verdict_say_what_they_found(
+        self, runner: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ):
+        found = [
+            {"id": "audit.resize", "severity": "note", "message": "Shrunk."},
+            {"id": "audit.leakage", "severity": "warning", "message": "One image leaks.\x1b[2J"},
+            {"id": "audit.unreadable", "severity": "error", "message": "One file is broken."},
+        ]
+        (tmp_path / "out" / "evidence").mkdir(parents=True)
+        (tmp_path / "out" / "evidence" / "audit.json").write_text(json.dumps({"findings": found}))
+        for steps, told in (("01", 2), ("02", 0)):
+            assert cli.main(["run", "base", "--steps", steps, "--out", str(tmp_path / "out")]) == 0
+            *lines, _ = capsys.readouterr().out.splitlines()
+            assert len(lines) == told
+            if told:
+                assert lines[0] == "error: One file is broken. (audit.unreadable)"
+                assert lines[1] == "warning: One image leaks.\\x1b[2J (audit.leakage)"
+
     def test_everything_typed_reaches_the_workbook(self, runner: SimpleNamespace, tmp_path: Path):
         path = _settings_file(tmp_path)
         arguments = ["run", str(path), "--set", "training.seed=7", "--set", "student.trainable_s2=[all]"]

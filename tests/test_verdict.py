@@ -378,6 +378,16 @@ def test_logits_that_another_pooling_ranks_are_not_the_learning_rates(
     assert [item.id for item in judged if isinstance(item, verdict.NamedCause)] == [named]
 
 
+@pytest.mark.parametrize(("n_train", "told"), [(120, True), (12_000, False), (None, False)])
+def test_an_open_verdict_says_that_hardly_anything_was_trained(n_train: int | None, told: bool) -> None:
+    settings = Settings().with_overrides(
+        {"training.epochs_s1": 1, "training.epochs_s2": 3, "training.batch_size": 32}
+    )
+    counts = Finding("audit.imbalance", "ok", "no", "balanced", n=n_train)
+    case = Case(settings, {"audit": Evidence("audit", [counts])}, {"status_quo": auc_of(0.5)})
+    assert ("makes 16 optimisation steps, too few" in summary(None, case, (), (), ())) is told
+
+
 def test_what_helps_another_training_is_no_cause_where_the_users_own_learns() -> None:
     """Labels alone fail at this rate, but the user's training has a good teacher and lacks nothing."""
     rate = next(cause for cause in CAUSES if cause.id == "lr_too_low")

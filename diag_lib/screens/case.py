@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diag_lib.evidence import Answer, Evidence, Finding
+from diag_lib.images import steps_of_epoch
 from diag_lib.settings import Settings
 from diag_lib.statistics import Auc
 
@@ -24,6 +25,9 @@ LARGER_STUDENT: dict[str, Any] = {
 }
 """What a student without capacity is measured against, all of it trained."""
 OPTIMISATION = ("baseline.learning_rate", "baseline.frozen", "baseline.undertrained")
+FEW_STEPS = 100
+"""Optimisation steps below which no schedule has been tried: Adam moves a weight by at most its rate a step."""
+
 RECORDED_LOSS = 0.05
 """How far a recorded training must end below the same settings trained here, interval from interval, to have failed."""
 
@@ -87,6 +91,18 @@ class Case:
         """The finding's 95% interval."""
         found = self.finding(finding_id)
         return found.ci if found else None
+
+    @property
+    def optimisation_steps(self) -> int:
+        """How many steps the configured schedule makes; 0 where the number of training images is unknown."""
+        t, counts = self.settings.training, self.finding("audit.imbalance")
+        n_train = counts.n if counts is not None and counts.n else 0
+        return steps_of_epoch(n_train, t.batch_size) * (t.epochs_s1 + t.epochs_s2)
+
+    @property
+    def hardly_trained(self) -> bool:
+        """Whether so few steps are made that no schedule has been tried."""
+        return 0 < self.optimisation_steps < FEW_STEPS
 
     @property
     def teacher_useless(self) -> bool | None:

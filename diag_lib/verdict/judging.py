@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from diag_lib.causes import Cause, Status, rivals
 from diag_lib.experiments import SIGNIFICANT, Comparison
-from diag_lib.images import steps_of_epoch
 from diag_lib.screens import CLEARLY_WORKS, Case, RuledOut, Suspicion
 from diag_lib.statistics import HEALTHY_GAIN, MATERIAL_GAIN, holm, n_for_gain
 from diag_lib.verdict.result import NamedCause, Open
@@ -17,8 +16,6 @@ CLEARLY_LESS = 0.03
 """AUC by which one intervention must fall short of another to be no explanation beside it."""
 HARDLY_ANY = 0.05
 """Share of the rarer class below which a student has hardly seen it, whatever else makes the most of the few."""
-FEW_STEPS = 100
-"""Optimisation steps below which no schedule has been tried: Adam moves a weight by at most its rate a step."""
 
 
 Trial = tuple[Cause, Suspicion, Comparison | None]
@@ -75,7 +72,7 @@ def strongest_rival(
 
 def _plain_cause(gained: Mapping[str, float], case: Case) -> str | None:
     """The rival that images or logits make the answer by themselves, if its repair was shown to help."""
-    if "undertrained" in gained and _few_steps(case):
+    if "undertrained" in gained and case.hardly_trained:
         return "undertrained"
     if "split_shift" in gained and case.says("audit.drift", "yes"):
         return "split_shift"
@@ -86,12 +83,6 @@ def _plain_cause(gained: Mapping[str, float], case: Case) -> str | None:
     share = case.finding("audit.imbalance")
     rare = share is not None and share.value is not None and share.value < HARDLY_ANY
     return "class_imbalance" if rare and "class_imbalance" in gained else None
-
-
-def _few_steps(case: Case) -> bool:
-    t, counts = case.settings.training, case.finding("audit.imbalance")
-    n_train = counts.n if counts is not None and counts.n else 0
-    return 0 < steps_of_epoch(n_train, t.batch_size) * (t.epochs_s1 + t.epochs_s2) < FEW_STEPS
 
 
 def established(judged: list[NamedCause | Open | RuledOut]) -> list[str]:

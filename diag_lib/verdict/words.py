@@ -102,7 +102,13 @@ def summary(
             "How much it costs depends on the seed: train from several."
         )
     still_open = ", ".join(item.id for item in undecided) or "no known cause fits the evidence"
-    return f"Not decided: the student reaches {reached}; still open: {still_open}."
+    brief = (
+        f" Your schedule makes {case.optimisation_steps} optimisation steps, too few to tell one training from "
+        "another: train longer and run again."
+        if case.hardly_trained
+        else ""
+    )
+    return f"Not decided: the student reaches {reached}; still open: {still_open}.{brief}"
 
 
 def reached_text(arm: Auc | None) -> str:
