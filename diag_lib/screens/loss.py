@@ -3,6 +3,7 @@
 from diag_lib.screens.case import (
     Case,
     RuledOut,
+    Screen,
     Suspicion,
     interval_text,
 )
@@ -17,26 +18,23 @@ def _teacher_knows(case: Case) -> RuledOut | None:
     return None
 
 
-def offset(case: Case) -> Suspicion | RuledOut | None:
-    found = case.finding("logits.offset")
-    if found is None or found.answer == "undecided":
-        return None
-    if found.answer == "no":
-        return RuledOut(found.message)
-    return _teacher_knows(case) or Suspicion(
-        found.message, (found.id, "logits.fit", "teacher.auc"), measured=True
-    )
+def _measured(finding_id: str) -> Screen:
+    """The screen of a cause that one number of the logits shows, if the teacher knows anything worth imitating."""
+
+    def screen(case: Case) -> Suspicion | RuledOut | None:
+        found = case.finding(finding_id)
+        if found is None or found.answer == "undecided":
+            return None
+        if found.answer == "no":
+            return RuledOut(found.message)
+        evidence = (found.id, "logits.fit", "teacher.auc")
+        return _teacher_knows(case) or Suspicion(found.message, evidence, measured=True)
+
+    return screen
 
 
-def heavy_tail(case: Case) -> Suspicion | RuledOut | None:
-    found = case.finding("logits.heavy_tail")
-    if found is None or found.answer == "undecided":
-        return None
-    if found.answer == "no":
-        return RuledOut(found.message)
-    return _teacher_knows(case) or Suspicion(
-        found.message, (found.id, "logits.fit", "teacher.auc"), measured=True
-    )
+offset = _measured("logits.offset")
+heavy_tail = _measured("logits.heavy_tail")
 
 
 def scale(case: Case) -> Suspicion | RuledOut | None:

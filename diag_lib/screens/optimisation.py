@@ -33,12 +33,10 @@ def from_finding(finding_id: str, *, unless_rescued: bool = True) -> Screen:
 
 
 def student_batchnorm(case: Case) -> Suspicion | RuledOut | None:
-    found, opinion = case.finding("baseline.batchnorm"), _fresh_statistics(case)
+    found = case.finding("baseline.batchnorm")
+    opinion = from_finding("baseline.batchnorm", unless_rescued=False)(case)
     still = found is not None and found.data.get("still") is True
     return replace(opinion, measured=still) if isinstance(opinion, Suspicion) else opinion
-
-
-_fresh_statistics = from_finding("baseline.batchnorm", unless_rescued=False)
 
 
 def detached_graph(case: Case) -> Suspicion | RuledOut | None:

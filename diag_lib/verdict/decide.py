@@ -71,9 +71,8 @@ def examine(trials: Trials, causes: Sequence[Cause]) -> Examined:
     for cause, suspicion in sorted(suspects, key=lambda suspect: suspect[1].weak):
         sure = established(judge_all(tried, case))
         explained = [other for other in sure if other in cause.yields_to]
-        if (
-            cause.group == "teacher"
-        ):  # a slip of the student or its loop changes nothing of what the teacher was asked
+        # A slip of the student or of its loop changes nothing of what the teacher was asked.
+        if cause.group == "teacher":
             explained = [other for other in explained if other not in slips]
         flattered = [other for other in sure if other in flatters and cause.group in GAIN_GROUPS]
         if explained:
