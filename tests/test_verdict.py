@@ -66,6 +66,21 @@ def test_an_experiment_without_effect_rules_the_cause_out() -> None:
     assert isinstance(judged(moved(0.5, 0.5, half=0.015, p=0.9)), RuledOut)
 
 
+def test_a_handful_of_steps_rules_nothing_out() -> None:
+    """Two trainings of 16 steps differ in nothing, whatever is changed."""
+    counts = Finding("audit.imbalance", "ok", "no", "64 images", 0.5, n=64)
+    settings = Settings().with_overrides(
+        {"training.batch_size": 8, "training.epochs_s1": 0, "training.epochs_s2": 2}
+    )
+    evidence = {"audit": Evidence("audit", [counts])}
+    cause = next(cause for cause in CAUSES if cause.id == "frozen_parameters")
+    proof, suspicion = moved(0.5, 0.5, half=0.015, p=0.9), Suspicion("frozen layers", ())
+    for arms, open_ in (({"status_quo": auc_of(0.5)}, True), ({"status_quo": auc_of(0.8)}, False)):
+        found = verdict.judge(cause, suspicion, proof, 0.9, Case(settings, evidence, arms))
+        assert isinstance(found, verdict.Open if open_ else RuledOut)
+        assert not isinstance(found, verdict.Open) or "16 steps are too few" in found.text
+
+
 def test_an_unclear_effect_of_weak_evidence_stays_open_and_says_how_many_images_it_needs() -> None:
     found = judged(moved(0.5, 0.53, half=0.06, p=0.3), weak=True)
     assert isinstance(found, verdict.Open) and found.needs["n_val_per_class"] == 412

@@ -48,7 +48,7 @@ def gates(result: VerdictResult) -> Figure:
 def _gate_title(chain: Sequence[Gate]) -> str:
     failed = [gate for gate in chain if gate.state == "failed"]
     if failed:
-        return f"The chain breaks at: {failed[0].question}"
+        return f"{len(failed)} of {len(chain)} gates failed, the first: {failed[0].question}"
     if any(gate.state == "undecided" for gate in chain):
         return "No gate failed, but not every question could be decided"
     return "Every gate was passed"

@@ -16,17 +16,19 @@ from diag_lib.images import open_split
 from diag_lib.probes import baseline_findings as say
 from diag_lib.probes import retrain
 from diag_lib.probes.compare import Choice, choose_and_prove, common_scores
-from diag_lib.probes.student import BatchFit, overfit_batch, promising_factor, rate_ladder
+from diag_lib.probes.student import LADDER, BatchFit, overfit_batch, promising_factor, rate_ladder
 from diag_lib.settings import Settings
 from diag_lib.statistics import Auc, AucDifference, answer_above
 from diag_lib.training import ArmResult
 
 BCE_ONLY, STATUS_QUO = "bce_only", "status_quo"
 CLEARLY_WORKS = 0.90  # an AUC interval above it leaves no question that a training run could answer
-RATE_FACTORS = {"bce_lr_x0.1": 0.1, "bce_lr_x10": 10.0}
 LONGER = 4
 MANY_STEPS = 400
-"""Steps from which a schedule is not called short while a higher learning rate is all that it lacks."""
+"""Steps that a longer schedule makes at least: a multiple of a handful is still a handful.
+
+From so many on a schedule is not called short while a higher learning rate is all that it lacks.
+"""
 MANY_PIXELS = 1.25  # images this many times larger than image_size lose something when they are squashed
 
 
@@ -108,12 +110,7 @@ def _learning_rate(
         probes.skipped["learning_rate"] = why
         return None
     probes.ladder = rate_ladder(settings, open_split(settings, "train", run))
-    promising = promising_factor(probes.ladder)
-    if promising == 1.0:
-        factors = RATE_FACTORS
-    else:  # the other direction is hopeless
-        towards = {name: f for name, f in RATE_FACTORS.items() if (f > 1) == (promising > 1)}
-        factors = {**towards, f"bce_lr_x{promising:g}": promising}
+    factors = {f"bce_lr_x{factor:g}": factor for factor in _worth_training(promising_factor(probes.ladder))}
     t = settings.training
     extra = {
         name: {"training.lr_s1": t.lr_s1 * factor, "training.lr_s2": t.lr_s2 * factor}
@@ -131,6 +128,17 @@ def _learning_rate(
     probes.rate_aucs = {name: scores.auc(name) for name in scores.of}
     probes.curves |= {name: other.history["val_auc"] for name, other in arms.items()}
     return say.learning_rate(probes.rates, factors, extra, probes.ladder)
+
+
+def _worth_training(promising: float) -> list[float]:
+    """The rungs of the ladder on the way to the promising one, which a short run may have flattered.
+
+    The other direction is hopeless; where no rung is better than the configured rate, both neighbours are tried.
+    """
+    if promising == 1.0:
+        return [0.1, 10.0]
+    low, high = sorted((1.0, promising))
+    return [factor for factor in LADDER if low <= factor <= high and factor != 1.0]
 
 
 def _frozen(
@@ -163,7 +171,8 @@ def _longer(
     if why:
         probes.skipped["undertrained"] = why
         return None
-    epochs = {"training.epochs_s1": t.epochs_s1 * LONGER, "training.epochs_s2": t.epochs_s2 * LONGER}
+    times = max(LONGER, math.ceil(MANY_STEPS * t.batch_size / max(1, arm.image_steps)))
+    epochs = {"training.epochs_s1": t.epochs_s1 * times, "training.epochs_s2": t.epochs_s2 * times}
     other = retrain.variant(settings, run, "longer", epochs, progress=progress)
     if other is None or other.image_steps < 2 * arm.image_steps:
         probes.skipped["undertrained"] = _NO_BUDGET

@@ -105,6 +105,11 @@ class Case:
         return 0 < self.optimisation_steps < FEW_STEPS
 
     @property
+    def nothing_moved(self) -> bool:
+        """Whether the trainings are too short to tell one from another, and none has learned for all that."""
+        return self.hardly_trained and not self.status_quo_learns and self.baseline_learns is not True
+
+    @property
     def teacher_useless(self) -> bool | None:
         """Whether the teacher's validation AUC is below `teacher_auc_low` (None: undecided or unknown)."""
         ci = self.interval("teacher.auc")

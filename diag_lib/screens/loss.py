@@ -64,6 +64,9 @@ def weight_too_high(case: Case) -> Suspicion | RuledOut | None:
             f"without {baseline.value:.2f} {interval_text(baseline.ci)}, though the teacher is informative"
         )
         return Suspicion(because, ("distillation.best_arm", "teacher.auc", "baseline.auc"))
+    if case.nothing_moved:
+        because = f"after {case.optimisation_steps} steps neither BCE only nor the status quo has learned"
+        return Suspicion(because, ("distillation.best_arm", "baseline.auc"), weak=True)
     return RuledOut(
         f"BCE only ({baseline.value:.2f}) is not better than the status quo ({status_quo.value:.2f})"
     )

@@ -21,12 +21,14 @@ def from_finding(finding_id: str, *, unless_rescued: bool = True) -> Screen:
         found = case.finding(finding_id)
         if found is None:
             return None
-        if found.answer == "no":
+        # Two trainings that are both too short differ in nothing; one that is long enough does say something.
+        too_short = case.nothing_moved and found.id != "baseline.undertrained"
+        if found.answer == "no" and not too_short:
             return RuledOut(found.message)
         if found.answer == "undecided" and case.baseline_learns is True:
             return RuledOut("the student learns without it")
         # A standardised teacher can rescue a student that is frozen or trained too briefly: what brings more counts.
-        weak = found.answer == "undecided" or (unless_rescued and case.rescued)
+        weak = found.answer != "yes" or (unless_rescued and case.rescued)
         return Suspicion(found.message, (found.id, "baseline.auc"), weak=weak)
 
     return screen

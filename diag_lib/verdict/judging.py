@@ -122,6 +122,9 @@ def judge(
     effect = _effect(cause, suspicion, proof, p, case)
     if effect == "shown":
         return name("likely" if suspicion.weak else "established")
+    if effect == "absent" and cause.proof == "gain" and case.nothing_moved and cause.id != "undertrained":
+        brief = f"{case.optimisation_steps} steps are too few to rule it out"
+        return Open(cause.id, f"{suspicion.because}; {proof.in_full()}; {brief}", suspicion.needs, proof)
     if effect == "absent":
         learns = f"; your own training reaches {reached_text(case.arms.get('status_quo'))}"
         return RuledOut(

@@ -58,7 +58,8 @@ def context(folder: RunFolder, state: RunState, settings: Settings | None, hide:
         "gates": hide.tree(_gates(findings)),
         "proof": _proof(first),
         "patch": hide(_patch(folder)),
-        "others": causes[1:],
+        "together": _together(verdict),
+        "others": [{**cause, "measured": _proof(cause)} for cause in causes[1:]],
         "title_of": title_of,
         "meaning": lambda cause: Markup(meaning(cause, "What this cause means")),  # noqa: S704 - escaped there
         "undecided": mappings(verdict, "undecided"),
@@ -181,12 +182,24 @@ def _proof(cause: dict[str, Any] | None) -> dict[str, Any] | None:
         shown["bars"] = bars(rows)
         delta, ci, p = proof.get("delta"), proof.get("delta_ci"), proof.get("p")
         if isinstance(delta, (int, float)):
+            shown["sides"] = " to ".join(with_interval(side.value, side.ci) for side in rows)
             shown["delta"] = f"{delta:+.2f}"
             if isinstance(ci, (list, tuple)) and len(ci) == 2:
                 shown["delta"] += f" [{ci[0]:+.2f}, {ci[1]:+.2f}]"
             if isinstance(p, (int, float)):
                 shown["delta"] += f", p {'< 0.0001' if p < 1e-4 else f'= {p:.2g}'}"
     return shown
+
+
+def _together(verdict: dict[str, Any] | None) -> Markup | None:
+    """The user's own training as it is and with every recommended setting at once; None where that was not tried."""
+    arms = {str(arm.get("id")): arm for arm in mappings(verdict, "arms")}
+    if not {"status_quo", "recommended"} <= arms.keys():
+        return None
+    now, then = arms["status_quo"], arms["recommended"]
+    return bars(
+        [row("As it is", now, "error", "status_quo"), row("As recommended", then, "ok", "recommended")]
+    )
 
 
 def _patch(folder: RunFolder) -> str:
