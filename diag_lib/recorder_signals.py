@@ -7,6 +7,7 @@ as it is, and no random number is drawn.
 import ctypes
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +24,12 @@ SAME = 0.02  # relative difference up to which a reported loss is taken for the 
 WRAPPERS = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 SMALLEST_BATCH = 4  # fewer images cannot be halved
+SQUASHING = {"Sigmoid": "sigmoid", "Softmax": "softmax"}
+RESHAPING = re.compile(
+    "View|UnsafeView|Reshape|Flatten|Squeeze|Unsqueeze|Permute|Transpose|T|Select|Slice|Index|Gather|Expand|Clone|ToCopy|"
+    "Alias|Cat|Stack|Mean|Sum|Amax|Max|Topk|Div|Mul"
+)
+"""Autograd nodes, without "Backward0", that leave a probability a probability: they only arrange, average or scale."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +129,29 @@ def look(batch: Batch) -> dict[str, Any]:
         tensor = getattr(batch, name)
         if tensor is not None and tensor.numel() > 1:
             found[name] = _spread(fake_logits(tensor) if name == "logits" else tensor)
+            found[name]["made_by"] = made_by(tensor)
     if batch.has_teacher:
         assert batch.student is not None and batch.teacher is not None
         found["patches"] = batch.student[0].numel()
         found["fit"] = _fit(batch.student.float().flatten(), batch.teacher.float().flatten())
     return found
+
+
+def made_by(tensor: Tensor) -> str:
+    """The squashing that autograd saw last: "sigmoid", "softmax", "none", or "" where it cannot be told.
+
+    Only nodes with one differentiable input are passed: in `map * sigmoid(gate)` the sigmoid squashes no logit.
+    """
+    node = tensor.grad_fn
+    while node is not None:
+        name = type(node).__name__.partition("Backward")[0]
+        if name in SQUASHING:
+            return SQUASHING[name]
+        inputs = {before for before, _ in node.next_functions if before is not None}
+        if not RESHAPING.fullmatch(name) or len(inputs) != 1:
+            return "none" if len(inputs) > 1 else ""
+        (node,) = inputs
+    return ""
 
 
 def _spread(tensor: Tensor) -> dict[str, float | str]:

@@ -116,6 +116,27 @@ BROKEN = {
 }
 
 
+class Probable(torch.nn.Module):
+    """A network whose output is a probability."""
+
+    def __init__(self, sharpness: float = 1.0) -> None:
+        super().__init__()
+        self.net = network()
+        with torch.no_grad():
+            self.net.head.weight.mul_(sharpness)
+
+    def forward(self, x):
+        return torch.sigmoid(self.net(x))
+
+
+def start_in_range(model):
+    """Raw logits that all start between 0 and 1."""
+    with torch.no_grad():
+        model.head.weight.mul_(0.01)
+        model.head.bias.fill_(0.4)
+    return model
+
+
 def parts_of(parts):
     return {key: part() if key == "model" else part for key, part in parts.items()}
 
@@ -425,3 +446,26 @@ def test_a_module_of_a_single_layer_is_fine(tmp_path):
         rec.step(model(torch.ones(2, 3)).mean())
         rec.epoch(val_auc=0.5)
     assert len(symptoms.recorded_findings(diagnose(tmp_path / "r.jsonl"))) == 14
+
+
+def test_a_network_that_ends_in_a_sigmoid_is_told_from_raw_logits_that_hardly_leave_their_start(
+    tmp_path,
+) -> None:
+    """Both give outputs between 0 and 1 that the loss takes for logits; autograd knows which were squashed."""
+    ends = record(tmp_path, model=Probable(), alpha=0.0, lr=1e-4)
+    assert ends.finding("activation").data["formula"] == "sigmoid"
+    assert "wrong_activation" in suspected(ends)
+    raw = record(tmp_path, model=start_in_range(network()), alpha=0.0, lr=1e-6)
+    found, causes = raw.finding("activation"), suspected(raw)
+    assert found.answer == "no" and "wrong_activation" not in causes and "lr_too_low" in causes
+
+
+def test_recorded_probabilities_without_a_graph_are_known_by_filling_their_range(tmp_path) -> None:
+    def detached(arguments):
+        return {**arguments, "logits": arguments["logits"].detach()}
+
+    raw = record(tmp_path, model=start_in_range(network()), alpha=0.0, lr=1e-6, step_arguments=detached)
+    found = raw.finding("activation")
+    assert found.answer == "undecided" and "wrong_activation" not in suspected(raw)
+    ends = record(tmp_path, model=Probable(sharpness=40), alpha=0.0, lr=1e-4, step_arguments=detached)
+    assert ends.finding("activation").answer == "yes"

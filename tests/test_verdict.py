@@ -81,6 +81,34 @@ def test_a_handful_of_steps_rules_nothing_out() -> None:
         assert not isinstance(found, verdict.Open) or "16 steps are too few" in found.text
 
 
+def test_a_schedule_of_a_handful_of_steps_is_named_even_where_the_student_gets_far() -> None:
+    """A measured shortness and a gain from two seeds; without the first, AUC .90 is nobody's illness."""
+    cause = next(cause for cause in CAUSES if cause.id == "undertrained")
+    proof = replace(moved(0.89, 0.98, half=0.03), confirmation=moved(0.88, 0.97, half=0.03))
+    for measured in (True, False):
+        case = Case(Settings(), {}, {"status_quo": auc_of(0.89)})
+        found = verdict.judge(cause, Suspicion("longer is better", (), measured=measured), proof, 1e-6, case)
+        assert isinstance(found, verdict.NamedCause if measured else RuledOut)
+
+
+def test_a_repair_that_two_measurements_ask_for_is_likely_before_its_gain_is_certain() -> None:
+    """The weights' statistics and the AUC name the same preprocessing; so few images cannot show what it brings."""
+    cause = next(cause for cause in CAUSES if cause.id == "teacher_preprocessing")
+    for corroborated, delta, named in ((True, 0.06, True), (False, 0.06, False), (True, -0.01, False)):
+        suspicion = Suspicion("fed otherwise it does better", (), corroborated=corroborated)
+        case = Case(Settings(), {}, {"status_quo": auc_of(0.52)})
+        found = verdict.judge(cause, suspicion, moved(0.52, 0.52 + delta, half=0.1, p=0.2), 0.3, case)
+        assert isinstance(found, verdict.NamedCause) is named
+        assert not named or found.status == "likely"
+
+
+def test_a_mistake_that_is_seen_is_mentioned_of_a_healthy_training() -> None:
+    case = Case(Settings(), {}, {"status_quo": auc_of(0.95)})
+    for seen in (True, False):
+        item = verdict.Open("student_normalization", "pixels far from zero", seen=seen)
+        assert ("putting right" in summary(True, case, [], [item], ())) is seen
+
+
 def test_an_unclear_effect_of_weak_evidence_stays_open_and_says_how_many_images_it_needs() -> None:
     found = judged(moved(0.5, 0.53, half=0.06, p=0.3), weak=True)
     assert isinstance(found, verdict.Open) and found.needs["n_val_per_class"] == 412

@@ -96,7 +96,7 @@ class _IndexedCache(_Around):
         for own in self.net(x):
             if len(self.bank) < self.rows:
                 self.bank.append(own.detach().clone())
-            found.append(self.bank[self.calls % len(self.bank)])
+            found.append(self.bank[self.calls % len(self.bank)].to(own.device))
             self.calls += 1
         return torch.stack(found)
 

@@ -37,6 +37,7 @@ from diag_lib.screens.optimisation import (
     pooling_mismatch,
     pooling_patch,
     student_batchnorm,
+    undertrained,
 )
 from diag_lib.screens.recorded import either, recorded, recorded_step
 from diag_lib.screens.teacher import (
@@ -86,6 +87,7 @@ __all__ = [
     "teacher_stale_cache",
     "teacher_train_mode",
     "too_little_data",
+    "undertrained",
     "weight_too_high",
     "weights_not_loaded",
     "wrong_activation",

@@ -38,7 +38,8 @@ class Suspicion:
 
     `direct`: the student or the recording of the user's own training shows the cause itself, no experiment needs to.
     `seen`: the mistake stands in the settings or the files, the experiment only says what it costs. `measured`: not the
-    gain alone speaks for the cause, but a number of its own (a scale, an offset, statistics that cannot follow).
+    gain alone speaks for the cause, but a number of its own (a scale, an offset, statistics that cannot follow, a
+    handful of steps). `corroborated`: two measurements of different kinds ask for the same repair.
     """
 
     because: str
@@ -48,6 +49,7 @@ class Suspicion:
     direct: bool = False
     seen: bool = False
     measured: bool = False
+    corroborated: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "because", _clause(self.because))

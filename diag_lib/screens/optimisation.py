@@ -41,6 +41,11 @@ def student_batchnorm(case: Case) -> Suspicion | RuledOut | None:
     return replace(opinion, measured=still) if isinstance(opinion, Suspicion) else opinion
 
 
+def undertrained(case: Case) -> Suspicion | RuledOut | None:
+    opinion = from_finding("baseline.undertrained")(case)
+    return replace(opinion, measured=case.hardly_trained) if isinstance(opinion, Suspicion) else opinion
+
+
 def detached_graph(case: Case) -> Suspicion | RuledOut | None:
     found = case.finding("baseline.gradients")
     if found is None or found.answer == "undecided":

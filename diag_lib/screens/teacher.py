@@ -56,7 +56,19 @@ def teacher_preprocessing(case: Case) -> Suspicion | RuledOut | None:
     # A few enormous patches spoil the image logits; whatever damps them looks like the right preprocessing.
     outliers = case.says("logits.heavy_tail", "yes") and not case.says("teacher.bn_fingerprint", "yes")
     weak = found.answer == "undecided" or outliers
-    return Suspicion(found.message, (found.id, "teacher.bn_fingerprint"), weak=weak)
+    evidence = (found.id, "teacher.bn_fingerprint")
+    return Suspicion(found.message, evidence, weak=weak, corroborated=_made_that_way(found, case))
+
+
+def _made_that_way(found: Finding, case: Case) -> bool:
+    """Whether the BatchNorm statistics were made by the very preprocessing with which the teacher does better."""
+    statistics = case.finding("teacher.bn_fingerprint")
+    return (
+        found.answer == "yes"
+        and statistics is not None
+        and statistics.answer == "yes"
+        and statistics.data.get("best") == found.data.get("preprocess")
+    )
 
 
 def _head_room(found: Finding, case: Case) -> bool:

@@ -5,7 +5,7 @@ number or it does not. Values within `SAME` of each other are taken as equal.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -345,6 +345,8 @@ def _named(names: list[str]) -> str:
 
 TERMS = {"task": "BCE", "distill": "distance to the teacher"}
 PLAIN = {"task": "bce", "distill": "mse"}
+FILLED = 0.5
+"""Share of the range from 0 to 1 that a batch of probabilities spans and a student at chance does not."""
 
 
 def loss_sign(log: Log) -> Finding:
@@ -407,16 +409,14 @@ def activation(log: Log) -> Finding:
                     f"The reported {term} loss is that of outputs that went through a sigmoid first{whose}."
                 )
                 return made("activation", "yes", said, data={"term": term, "formula": key})
-        if _in_unit_range(log, inputs) and agree(_equal(told, own)):
-            said = (
-                f"The {inputs} outputs all lie between 0 and 1, and the {term} loss takes them for logits: "
-                "a sigmoid stands before it."
-            )
-            return made("activation", "yes", said, data={"term": term, "formula": "range"})
+        by = _squashed_by(log, inputs)
+        if by and agree(_equal(told, own)):
+            said = f"The {inputs} outputs come out of a {by}, and the {term} loss takes them for logits."
+            return made("activation", "yes", said, data={"term": term, "formula": by})
     if _in_unit_range(log, "teacher") and agree(_equal(*_reported(log, "distill"))):
         said = "The teacher's patches all lie between 0 and 1, and the student's logits are drawn to them."
         return made("activation", "yes", said, data={"term": "distill", "formula": "teacher"})
-    if _in_unit_range(log, "logits"):
+    if _in_unit_range(log, "logits") and not _is_raw(log, "logits"):
         said = "The recorded logits lie between 0 and 1: give the recorder raw logits, not probabilities."
         return made("activation", "undecided", said)
     if not steps or all("formula" not in e for e in steps):
@@ -432,6 +432,29 @@ def _in_unit_range(log: Log, name: str) -> bool:
     known = np.isfinite(low) & np.isfinite(high)
     inside = (low >= 0) & (high <= 1) & (high > low)
     return int(known.sum()) > ENOUGH and bool(inside[known].all())
+
+
+def _squashed_by(log: Log, name: str) -> str:
+    """What turned the outputs into probabilities: autograd saw it, or they fill the range as only probabilities do.
+
+    That they lie in it is not enough: so do the raw logits of a student that has learned nothing yet.
+    """
+    seen = {_made_by(event, name) for event in log.recording.steps}
+    if len(seen) == 1 and (by := seen.pop()) in ("sigmoid", "softmax"):
+        return by
+    low, high = (values(log.recording.steps, name, end) for end in ("min", "max"))
+    fills = _in_unit_range(log, name) and not _is_raw(log, name) and median(high - low) > FILLED
+    return "sigmoid" if fills else ""
+
+
+def _is_raw(log: Log, name: str) -> bool:
+    """Whether autograd saw no squashing behind the outputs."""
+    return any(_made_by(event, name) == "none" for event in log.recording.steps)
+
+
+def _made_by(event: Event, name: str) -> str:
+    found = event.get(name)
+    return str(found.get("made_by", "")) if isinstance(found, Mapping) else ""
 
 
 def _reported(log: Log, term: str) -> tuple[Floats, Floats]:

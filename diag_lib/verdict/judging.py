@@ -114,7 +114,8 @@ def judge(
         return Open(cause.id, f"{suspicion.because}; its experiment was not run", suspicion.needs)
     if not proof.defined:
         return Open(cause.id, f"{suspicion.because}; {proof.in_full()}", suspicion.needs)
-    if cause.group == "optimisation" and proof.before.auc.ci[1] >= CLEARLY_WORKS and not suspicion.seen:
+    shown_otherwise = suspicion.seen or suspicion.measured
+    if cause.group == "optimisation" and proof.before.auc.ci[1] >= CLEARLY_WORKS and not shown_otherwise:
         return RuledOut(
             f"{suspicion.because}; but a student that may be above {CLEARLY_WORKS:.2f} is not held up: "
             f"{proof.in_full()}"
@@ -134,6 +135,8 @@ def judge(
     cured = cured and not _falls_short(cause, proof, case)
     if suspicion.measured and not suspicion.weak and cured and proof.p < SIGNIFICANT and gains_twice(proof):
         return name("likely")
+    if suspicion.corroborated and not suspicion.weak and not case.status_quo_learns and proof.delta > 0:
+        return name("likely")
     promising = (
         cured
         and _again(suspicion, proof, _bar(cause, suspicion, proof, case))
@@ -146,6 +149,7 @@ def judge(
             f"{suspicion.because}; {proof.in_full()}",
             {**_images_for(proof, case), **suspicion.needs},
             proof,
+            suspicion.seen,
         )
     return name("likely")
 

@@ -33,12 +33,16 @@ class NamedCause:
 
 @dataclass(frozen=True)
 class Open:
-    """A cause that the evidence leaves open, with what would decide it; `proof` is the experiment that did not."""
+    """A cause that the evidence leaves open, with what would decide it; `proof` is the experiment that did not.
+
+    `seen`: the mistake itself stands in the settings or the files; open is what it costs.
+    """
 
     id: str
     text: str
     needs: Mapping[str, int] = field(default_factory=dict)
     proof: Comparison | None = None
+    seen: bool = False
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,16 @@ def behind(
         for cause, opinion in _suspects(world.case, known, flattering)
         if (proof := _proof(cause, world, told)) is not None
     ]
-    weak = {cause.id for cause, opinion, _ in tried if opinion.weak}
+    no_surer = {cause.id for cause, opinion, _ in tried if opinion.weak or opinion.corroborated}
     judged = strongest_rival(judge_all(tried, world.case), world.case)
     shown = [
         replace(found, because=f"{found.because}; it shows once {told} is repaired")
         for found in judged
-        if isinstance(found, NamedCause) and (found.status == "established" or found.id in weak)
+        if isinstance(found, NamedCause) and (found.status == "established" or found.id in no_surer)
     ]
+    yields_to = {cause.id: set(cause.yields_to) for cause, _, _ in tried}
+    names = {found.id for found in shown}
+    shown = [found for found in shown if not names & yields_to[found.id]]
     return shown, [found for found in judged if isinstance(found, Open)]
 
 

@@ -90,7 +90,10 @@ def summary(
         luck = (
             f" From another seed the same training reaches {start:.2f}: train from several." if start else ""
         )
-        return f"The training is healthy: the student reaches {reached}, and no cause of failure was found.{luck}"
+        seen = [item.id for item in undecided if item.seen]
+        wrong = f" Worth putting right all the same: {', '.join(seen)}." if seen else ""
+        found = "no cause of failure was found"
+        return f"The training is healthy: the student reaches {reached}, and {found}.{luck}{wrong}"
     if missing:
         return f"Not decided: the steps {', '.join(missing)} have not run."
     if status_quo is None:
