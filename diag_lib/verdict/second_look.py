@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from diag_lib.causes import CAUSES, Cause, inflating
-from diag_lib.experiments import BCE_ONLY, REPAIRS, STATUS_QUO, Comparison, Trials, experiment
+from diag_lib.experiments import BCE_ONLY, REPAIRS, SIGNIFICANT, STATUS_QUO, Comparison, Trials, experiment
 from diag_lib.screens import CLEARLY_WORKS, Case, Suspicion
 from diag_lib.settings import dotted
 from diag_lib.statistics import Auc
@@ -59,7 +59,7 @@ def behind(
     no_surer = {cause.id for cause, opinion, _ in tried if opinion.weak or opinion.corroborated}
     judged = strongest_rival(judge_all(tried, world.case), world.case)
     shown = [
-        replace(found, because=f"{found.because}; it shows once {told} is repaired")
+        replace(found, because=f"{found.because}; {_when(found, told)}")
         for found in judged
         if isinstance(found, NamedCause) and (found.status == "established" or found.id in no_surer)
     ]
@@ -67,6 +67,12 @@ def behind(
     names = {found.id for found in shown}
     shown = [found for found in shown if not names & yields_to[found.id]]
     return shown, [found for found in judged if isinstance(found, Open)]
+
+
+def _when(found: NamedCause, told: str) -> str:
+    if found.proof is not None and found.proof.p < SIGNIFICANT:
+        return f"it shows once {told} is repaired"
+    return f"what it costs is open, also with {told} repaired"
 
 
 def _suspects(case: Case, known: Collection[str], flattering: bool) -> list[tuple[Cause, Suspicion]]:
