@@ -91,6 +91,12 @@ def named_out(out: Path | None) -> Path | None:
     return out
 
 
+def named_run(run: Path) -> Path:
+    """The folder of a run that is named by its path, or by the name it has below `reports`."""
+    below = Path("reports") / run
+    return below if not run.exists() and (below / "settings.yaml").is_file() else run
+
+
 def _training_overrides(preset: str) -> dict[str, Any]:
     """The preset's training part as dotted keys: data and models stay those of CONFIG."""
     from diag_lib.plain_yaml import parse_yaml

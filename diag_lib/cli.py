@@ -29,6 +29,7 @@ from diag_lib.arguments import (
     interval,
     load_settings,
     named_out,
+    named_run,
     one_line,
     parse_steps,
     short,
@@ -41,6 +42,8 @@ from diag_lib.evidence import STEPS, RunFolder
 if TYPE_CHECKING:
     from diag_lib.settings import Settings
 
+PLANTED = "teacher_domain_shift"
+"""What is wrong with the demo where no other fault is asked for."""
 DONE, WRONG_INPUT, STEP_FAILED, INTERRUPTED, UNREAD = 0, 2, 3, 130, 141
 
 app = typer.Typer(
@@ -127,9 +130,13 @@ def demo(
     """
     _need("papermill", "skimage", extra="demo")
     from diag_lib.demo import prepare
+    from diag_lib.faults.inject import find
 
     settings = prepare(fault=fault)
-    return _run(settings, out or Path("reports") / (f"demo-{fault}" if fault else "demo"))
+    code = _run(settings, out or Path("reports") / (f"demo-{fault}" if fault else "demo"))
+    planted = find(fault or PLANTED)
+    typer.echo(f"What had been planted: {planted.id} ({planted.description})")
+    return code
 
 
 @app.command()
@@ -295,7 +302,10 @@ def faults(
 @app.command()
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN RUN ...", help="Run folders, the reference first.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN RUN ...", help="Run folders, or names below reports; the reference first."
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -310,7 +320,7 @@ def compare(
     """
     from diag_lib.workbook.comparing import comparison, in_text
 
-    found = comparison(runs)
+    found = comparison([named_run(run) for run in runs])
     typer.echo(in_text(found))
     if out is not None:
         from diag_lib.workbook.comparison_page import write_comparison
@@ -321,7 +331,7 @@ def compare(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or its name below reports.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The page to write, ending in .html or .zip.")],
     no_images: Annotated[
         bool, typer.Option("--no-images", help="Leave out every picture of the dataset.")
@@ -337,7 +347,7 @@ def export(
     """
     from diag_lib.workbook.export import export_single_file
 
-    typer.echo(f"Written: {short(export_single_file(run, file, images=not no_images))}")
+    typer.echo(f"Written: {short(export_single_file(named_run(run), file, images=not no_images))}")
     return DONE
 
 

@@ -453,7 +453,7 @@ def test_compare_and_overview_survive_a_verdict_of_another_form(tmp_path, text):
     assert index.write_index(runs[0], RunState.load(runs[0]), None).is_file()
 
 
-def test_compare_writes_a_page_of_the_same_content(tmp_path, capsys):
+def test_compare_writes_a_page_of_the_same_content(tmp_path, capsys, monkeypatch):
     from diag_lib.cli import main
 
     runs = []
@@ -491,6 +491,9 @@ def test_compare_writes_a_page_of_the_same_content(tmp_path, capsys):
     ):
         assert main(["compare", *runs, "--out", str(tmp_path / place)]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "before", "after <b>"]) == 0  # by the names that the runs have below reports
+    assert "before" in capsys.readouterr().out
 
 
 def _arm(folder: RunFolder, scores: list[float]) -> None:
@@ -734,6 +737,18 @@ def test_a_dataset_that_changes_under_the_run_is_told_and_its_step_is_not_kept(t
     lines = RunState.load(RunFolder(out)).steps
     assert [lines[step].status for step in ("audit", "teacher")] == ["failed", "not run"]
     assert "The dataset changed while the run was reading it" in _text(out / "01_audit.html")
+
+
+@pytest.mark.slow
+def test_a_report_on_another_dataset_is_not_replaced_unsaid(tmp_path):
+    books, out = sample.notebooks(tmp_path / "books"), tmp_path / "run"
+    lines: list[str] = []
+    for folder in ("first", "first", "second"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        config = sample.settings_file(tmp_path / folder)
+        workbook.run_workbook(config, out, steps=["symptoms"], notebooks=books, say=lines.append)
+    told = [line for line in lines if "replaced" in line]
+    assert len(told) == 1 and str(tmp_path / "first") in told[0] and "--out" in told[0]
 
 
 @pytest.mark.slow

@@ -237,8 +237,9 @@ def _leakage(frame: pd.DataFrame, leaks: pd.DataFrame, skipped: int) -> Finding:
         f"{len(leaks)} of {n} val images ({share:.1%}) stand in train as well ({exact} exactly{conflict}), "
         f"e.g. {leaks['val_path'].iloc[0]} = {leaks['train_path'].iloc[0]}"
     )
-    message += f"; {NOT_FOUND}{_incomplete(skipped)}"
     claimed = share >= LEAK_SHARE
+    few = "" if claimed else f": too few to flatter the AUC, which needs {LEAK_SHARE:.0%}"
+    message += f"{few}; {NOT_FOUND}{_incomplete(skipped)}"
     return Finding(
         "audit.leakage", "error" if claimed else "note", "yes" if claimed else "no", message, share, None, LEAK_SHARE,
         n, data,

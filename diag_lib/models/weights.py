@@ -115,7 +115,7 @@ def read_state(file: str | Path) -> dict[str, Tensor]:
         try:
             return load_file(path, device="cpu")
         except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{path.name} is not a readable safetensors file: {_first_line(error)}") from None
+            raise UserError(f"{path.name} is not a readable safetensors file{_damage(error)}") from None
     return _unwrap(_torch_load(path), path.name)
 
 
@@ -135,6 +135,11 @@ def _check_size(path: Path) -> None:
         raise UserError(f"{path.name} is empty: download it again")
 
 
+def _damage(error: Exception) -> str:
+    """What most likely happened to a file, and what the library said of it."""
+    return f"; damaged or cut short? ({_first_line(error)})"
+
+
 def _torch_load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
@@ -147,7 +152,7 @@ def _torch_load(path: Path) -> Any:
             raise UserError(_why_refused(path)) from None
         if isinstance(error, (MemoryError, OverflowError, IndexError)):
             raise UserError(f"{path.name} is damaged: its tensors do not fit what the file holds") from None
-        raise UserError(f"{path.name} is not a readable PyTorch weights file: {_first_line(error)}") from None
+        raise UserError(f"{path.name} is not a readable PyTorch weights file{_damage(error)}") from None
 
 
 def _starts_like_torch(path: Path) -> bool:

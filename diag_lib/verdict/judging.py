@@ -111,7 +111,11 @@ def judge(
     if cause.experiment is None or suspicion.direct:
         return Open(cause.id, suspicion.because, suspicion.needs) if suspicion.weak else name("established")
     if proof is None:
-        return Open(cause.id, f"{suspicion.because}; its experiment was not run", suspicion.needs)
+        return Open(
+            cause.id,
+            f"{suspicion.because}; no experiment could be made with the images and the budget there are",
+            suspicion.needs,
+        )
     if not proof.defined:
         return Open(cause.id, f"{suspicion.because}; {proof.in_full()}", suspicion.needs)
     shown_otherwise = suspicion.seen or suspicion.measured

@@ -227,7 +227,7 @@ def _arms(verdict: dict[str, Any] | None, settings: Settings | None) -> Markup |
     least = settings.thresholds.baseline_auc if settings else None
     rows: list[Row] = []
     for arm in arms:
-        item = row(str(arm.get("id", "")), arm, "note", _arm_note(arm))
+        item = row(str(arm.get("id", "")), arm, "note", _arm_note(arm, arms))
         if least is not None and item.ci is not None:
             item = Row(item.name, item.value, item.ci, _side(item.ci, least), item.note)
         rows.append(item)
@@ -239,9 +239,12 @@ def _side(ci: tuple[float, float], limit: float) -> str:
     return "ok" if ci[0] > limit else "error" if ci[1] < limit else "none"
 
 
-def _arm_note(arm: dict[str, Any]) -> str:
-    seeds = arm.get("seeds")
-    return f"{seeds} seeds" if isinstance(seeds, int) and seeds > 1 else ""
+def _arm_note(arm: dict[str, Any], arms: list[dict[str, Any]]) -> str:
+    """How many seeds it was trained from; that it is an earlier arm over again, where its setting changes nothing."""
+    seeds, measured = arm.get("seeds"), (arm.get("auc"), arm.get("ci"))
+    same = next((other for other in arms if (other.get("auc"), other.get("ci")) == measured), arm)
+    again = [f"the same as {same.get('id')}"] if same is not arm and measured[0] is not None else []
+    return ", ".join([*again, *([f"{seeds} seeds"] if isinstance(seeds, int) and seeds > 1 else [])])
 
 
 def _finding_rows(findings: list[Finding], hide: Scrubber) -> list[dict[str, str]]:

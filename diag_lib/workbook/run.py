@@ -135,6 +135,7 @@ class _Run:
         missing = [step for step in chosen if not self.source(step).is_file()]
         if missing:
             raise UserError(f"{notebooks}: the notebook {notebook_name(missing[0])}.ipynb is missing")
+        self._tell_of_other_dataset()
         folder.write_text(SETTINGS_FILE, settings.to_yaml())
         self.state = RunState.load(folder)
         self.before = {step: line.seconds for step, line in self.state.steps.items() if line.status == "done"}
@@ -143,6 +144,15 @@ class _Run:
         self.begun = time.monotonic()
         self.pending = self._to_run(fresh)
         self.next_kernel: Kernel | None = None
+
+    def _tell_of_other_dataset(self) -> None:
+        """A folder is named after the settings, so the next dataset's report comes to lie where the last one's is."""
+        with contextlib.suppress(UserError):
+            held = load(self.folder.root / SETTINGS_FILE).dataset.root
+            if held != self.settings.dataset.root:
+                self.say(
+                    f"{self.folder.root} holds a run on {held}, which is replaced; --out FOLDER keeps both"
+                )
 
     def source(self, step: str) -> Path:
         return self.notebooks / f"{notebook_name(step)}.ipynb"
