@@ -421,6 +421,15 @@ def test_logits_that_another_pooling_ranks_are_not_the_learning_rates(
     assert [item.id for item in judged if isinstance(item, verdict.NamedCause)] == [named]
 
 
+@pytest.mark.parametrize(("still", "named"), [(True, "student_batchnorm"), (False, "lr_too_low")])
+def test_weights_that_fresh_statistics_rank_are_not_the_learning_rates(still: bool, named: str) -> None:
+    """A momentum of nearly nothing is measured; that another rate gets by without good statistics is luck."""
+    seen = Finding("baseline.batchnorm", "warning", "yes", "fresh ones rank better", data={"still": still})
+    case = Case(Settings(), {"baseline": Evidence("baseline", [seen])}, {})
+    judged = verdict.strongest_rival([_rival("student_batchnorm", 0.93), _rival("lr_too_low", 0.98)], case)
+    assert [item.id for item in judged if isinstance(item, verdict.NamedCause)] == [named]
+
+
 @pytest.mark.parametrize(("n_train", "told"), [(120, True), (12_000, False), (None, False)])
 def test_an_open_verdict_says_that_hardly_anything_was_trained(n_train: int | None, told: bool) -> None:
     settings = Settings().with_overrides(

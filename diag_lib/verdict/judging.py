@@ -76,10 +76,15 @@ def _plain_cause(gained: Mapping[str, float], case: Case) -> str | None:
         return "undertrained"
     if "split_shift" in gained and case.says("audit.drift", "yes"):
         return "split_shift"
-    # The very same logits rank better: that is no matter of training, unless training brings far more.
-    repooled = case.settings.pooling.kind != "mean" and case.says("baseline.pooling", "yes")
-    if repooled and gained.get("pooling_mismatch", 0.0) >= max(gained.values()) / 2:
-        return "pooling_mismatch"
+    # The very same logits or weights rank better: that is no matter of training, unless training brings far more.
+    norms = case.finding("baseline.batchnorm")
+    untrained = {
+        "pooling_mismatch": case.settings.pooling.kind != "mean" and case.says("baseline.pooling", "yes"),
+        "student_batchnorm": norms is not None and norms.answer == "yes" and norms.data.get("still") is True,
+    }
+    for name, shown in untrained.items():
+        if shown and gained.get(name, 0.0) >= max(gained.values()) / 2:
+            return name
     share = case.finding("audit.imbalance")
     rare = share is not None and share.value is not None and share.value < HARDLY_ANY
     return "class_imbalance" if rare and "class_imbalance" in gained else None
