@@ -24,7 +24,7 @@ from diag_lib.probes.compare import (
     rows,
 )
 from diag_lib.settings import Settings
-from diag_lib.statistics import MATERIAL_GAIN, Auc, AucDifference, answer_above, holm, n_for_gain
+from diag_lib.statistics import MATERIAL_GAIN, SIGNIFICANT, Auc, AucDifference, answer_above, holm, n_for_gain
 from diag_lib.training import ArmResult, ArmResults
 
 STATUS_QUO = "status_quo"
@@ -34,7 +34,6 @@ NORMALISED = ("standardized", "centered", "robust")
 IDS = (STATUS_QUO, BCE_ONLY, *LADDER, *NORMALISED, "unfrozen")
 FEW = (STATUS_QUO, BCE_ONLY, "alpha_0.01", "standardized", "unfrozen")
 """The arms that separate causes; the others draw the curve, or are trained when a suspicion asks for them."""
-SIGNIFICANT = 0.05
 
 CURES = {
     "alpha_0.01": "a tiny weight (alpha 0.01)",

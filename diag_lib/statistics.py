@@ -50,6 +50,8 @@ Answer = Literal["yes", "no", "undecided"]
 
 NEVER = 10_000_000
 """Sample size that stands for "no realistic number of images decides this"."""
+SIGNIFICANT = 0.05
+"""The p value below which a difference is claimed."""
 MATERIAL_GAIN = 0.02
 """Paired gain in AUC below which a change of settings, a repair or an intervention counts for nothing."""
 HEALTHY_GAIN = 0.05

@@ -9,7 +9,7 @@ file, below the run folder and train on that.
 from collections.abc import Callable
 
 from diag_lib.experiments import on_data, on_training
-from diag_lib.experiments.comparison import SIGNIFICANT, Comparison, Measured, compare, half_b
+from diag_lib.experiments.comparison import Comparison, Measured, compare, half_b
 from diag_lib.experiments.repairs import REPAIRS
 from diag_lib.experiments.trials import BCE_ONLY, STATUS_QUO, Trials
 
@@ -17,7 +17,6 @@ __all__ = [
     "BCE_ONLY",
     "EXPERIMENTS",
     "REPAIRS",
-    "SIGNIFICANT",
     "STATUS_QUO",
     "Comparison",
     "Measured",

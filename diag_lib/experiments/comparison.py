@@ -8,8 +8,6 @@ import pandas as pd
 from diag_lib.probes.compare import paired
 from diag_lib.statistics import Auc, AucDifference
 
-SIGNIFICANT = 0.05
-
 
 @dataclass(frozen=True)
 class Measured:

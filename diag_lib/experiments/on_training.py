@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from diag_lib import images, training
-from diag_lib.experiments.comparison import SIGNIFICANT, Comparison, compare, half_b
+from diag_lib.experiments.comparison import Comparison, compare, half_b
 from diag_lib.experiments.trials import AGAIN, ALPHA_ARMS, BCE_ONLY, STATUS_QUO, WORDS, Trials
 from diag_lib.probes.student import recalibrated
 from diag_lib.screens import LARGER_STUDENT, pooling_patch
 from diag_lib.settings import dotted
-from diag_lib.statistics import auc
+from diag_lib.statistics import SIGNIFICANT, auc
 from diag_lib.training import ArmResult
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from diag_lib import training
 from diag_lib.evidence import Evidence, RunFolder
-from diag_lib.experiments.comparison import SIGNIFICANT, Comparison, Measured, compare, half_b
+from diag_lib.experiments.comparison import Comparison, Measured, compare, half_b
 from diag_lib.probes import retrain
 from diag_lib.screens import Case
 from diag_lib.settings import Settings, dotted, nested
-from diag_lib.statistics import Auc
+from diag_lib.statistics import SIGNIFICANT, Auc
 from diag_lib.training import ArmResult
 
 STATUS_QUO, BCE_ONLY = "status_quo", "bce_only"
@@ -128,8 +128,9 @@ class Trials:
         if found is None or found.value is None or found.ci is None or "before_ci" not in found.data:
             return None
         data, what = found.data, WORDS.get(finding_id, finding_id)
+        a_class = (found.n or 0) // 2
         before, after = (
-            Auc(data[side], tuple(data[f"{side}_ci"]), float("nan"), 0, 0, data[side] is not None)
+            Auc(data[side], tuple(data[f"{side}_ci"]), float("nan"), a_class, a_class, data[side] is not None)
             for side in ("before", "after")
         )
         names = UNTRAINED.get(finding_id, (BCE_ONLY, f"{BCE_ONLY}, {what}"))

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from diag_lib.causes import CAUSES, Cause, inflating, rivals
-from diag_lib.experiments import BCE_ONLY, SIGNIFICANT, STATUS_QUO, Comparison, Trials, experiment
+from diag_lib.experiments import BCE_ONLY, STATUS_QUO, Comparison, Trials, experiment
 from diag_lib.screens import Case, RuledOut, Suspicion
+from diag_lib.statistics import SIGNIFICANT
 from diag_lib.training import ArmResult
 from diag_lib.verdict.gates import gates
 from diag_lib.verdict.judging import Trial, established, judge_all, strongest_rival

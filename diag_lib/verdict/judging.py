@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from diag_lib.causes import Cause, Status, rivals
-from diag_lib.experiments import SIGNIFICANT, Comparison
+from diag_lib.experiments import Comparison
 from diag_lib.screens import CLEARLY_WORKS, Case, RuledOut, Suspicion
-from diag_lib.statistics import HEALTHY_GAIN, MATERIAL_GAIN, holm, n_for_gain
+from diag_lib.statistics import HEALTHY_GAIN, MATERIAL_GAIN, SIGNIFICANT, holm, n_for_gain
 from diag_lib.verdict.result import NamedCause, Open
 from diag_lib.verdict.second_seed import gains_twice
 from diag_lib.verdict.words import reached_text

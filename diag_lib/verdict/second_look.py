@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from diag_lib.causes import CAUSES, Cause, inflating
-from diag_lib.experiments import BCE_ONLY, REPAIRS, SIGNIFICANT, STATUS_QUO, Comparison, Trials, experiment
+from diag_lib.experiments import BCE_ONLY, REPAIRS, STATUS_QUO, Comparison, Trials, experiment
 from diag_lib.screens import CLEARLY_WORKS, Case, Suspicion
 from diag_lib.settings import dotted
-from diag_lib.statistics import Auc
+from diag_lib.statistics import SIGNIFICANT, Auc
 from diag_lib.training import ArmResult
 from diag_lib.verdict.judging import CLEARLY_LESS, Trial, judge_all, strongest_rival
 from diag_lib.verdict.result import NamedCause, Open

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from diag_lib.display import SEVERITY_LOOK, asked, limit, meaning, number, sentence, with_interval
 from diag_lib.evidence import STEP_TITLES, STEPS, Finding, RunFolder, mappings
 from diag_lib.settings import Settings
+from diag_lib.statistics import SIGNIFICANT
 from diag_lib.workbook.bars import Row, bars, row
 from diag_lib.workbook.render import environment, navigation, scrubber, step_cards
 from diag_lib.workbook.scrub import Scrubber
@@ -74,6 +75,7 @@ def context(folder: RunFolder, state: RunState, settings: Settings | None, hide:
 def title_of(cause: object) -> str:
     """`Teacher domain shift` for "teacher_domain_shift"."""
     text = str(cause).replace("_", " ").strip()
+    text = f"learning rate{text[2:]}" if text.startswith("lr ") else text
     return text[:1].upper() + text[1:]
 
 
@@ -182,6 +184,8 @@ def _proof(cause: dict[str, Any] | None) -> dict[str, Any] | None:
         shown["bars"] = bars(rows)
         delta, ci, p = proof.get("delta"), proof.get("delta_ci"), proof.get("p")
         if isinstance(delta, (int, float)):
+            if isinstance(p, (int, float)) and p >= SIGNIFICANT:
+                shown["sentence"] = "What removing the cause brings is still open."
             shown["sides"] = " to ".join(with_interval(side.value, side.ci) for side in rows)
             shown["delta"] = f"{delta:+.2f}"
             if isinstance(ci, (list, tuple)) and len(ci) == 2:
