@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -129,6 +130,22 @@ def test_images_are_asked_for_only_where_more_of_them_would_tell() -> None:
     )  # certain, but far from a student that learns
     assert isinstance(found, verdict.Open) and "n_val_per_class" not in found.needs
     assert found.text.startswith("frozen layers hold it back; ")
+
+
+def test_a_probe_asks_for_images_in_proportion_to_those_that_it_compared() -> None:
+    """75 a class of 150 were compared; about twice what the half needs, not 150 times."""
+    sides = {"before": 0.49, "before_ci": (0.43, 0.56), "after": 0.53, "after_ci": (0.46, 0.6)}
+    data = {**sides, "p": 0.09, "correlation": 0.9}
+    seen = Finding("baseline.frozen", "warning", "yes", "better", 0.04, (-0.01, 0.09), 0.0, 150, data)
+    whole = replace(auc_of(0.5), n_real=150, n_fake=150)
+    case = Case(Settings(), {"baseline": Evidence("baseline", [seen])}, {"status_quo": whole})
+    proof = Trials.probed(SimpleNamespace(case=case), "baseline.frozen")  # type: ignore[arg-type]
+    assert proof is not None and proof.before.auc.n_real == 75
+    cause = next(cause for cause in CAUSES if cause.id == "frozen_parameters")
+    found = verdict.judge(cause, Suspicion("frozen", ()), proof, 0.3, case)
+    assert isinstance(found, verdict.Open)
+    needed = n_for_gain(0.04, 0.49, 0.9)
+    assert found.needs["n_val_per_class"] == 2 * needed > 150
 
 
 def test_a_significant_effect_that_holm_takes_back_is_not_established() -> None:
