@@ -103,6 +103,16 @@ def test_a_repair_that_two_measurements_ask_for_is_likely_before_its_gain_is_cer
         assert not named or found.status == "likely"
 
 
+@pytest.mark.parametrize(("n", "told"), [(600, True), (60_000, False)])
+def test_a_healthy_training_of_few_steps_says_what_more_of_them_bring(n: int, told: bool) -> None:
+    counts = Finding("audit.imbalance", "ok", "no", "balanced", 0.5, n=n)
+    settings = Settings().with_overrides({"training.epochs_s1": 0, "training.epochs_s2": 1})
+    case = Case(settings, {"audit": Evidence("audit", [counts])}, {"status_quo": auc_of(0.9)})
+    item = verdict.Open("undertrained", "longer is better", proof=moved(0.89, 0.98))
+    said = summary(True, case, [], [item], ())
+    assert ("steps are few" in said and "0.98 after" in said) is told
+
+
 def test_a_mistake_that_is_seen_is_mentioned_of_a_healthy_training() -> None:
     case = Case(Settings(), {}, {"status_quo": auc_of(0.95)})
     for seen in (True, False):

@@ -77,31 +77,47 @@ def summary(
     undecided: Sequence[Open],
     missing: tuple[str, ...],
 ) -> str:
-    status_quo = case.arms.get("status_quo")
-    reached = reached_text(status_quo)
+    """The verdict in a sentence or three."""
     if named and healthy is False:
-        first = named[0]
-        hedge = "" if first.status == "established" else "Probably: "
-        proof = f" {first.proof.sentence()[0].upper()}{first.proof.sentence()[1:]}." if first.proof else ""
-        more = f" Also: {', '.join(cause.id for cause in named[1:])}." if len(named) > 1 else ""
-        return f"{hedge}{first.sentence}{proof}{more}"
+        return _cause_found(named)
     if healthy:
-        start = unlucky_start(undecided, case)
-        luck = (
-            f" From another seed the same training reaches {start:.2f}: train from several." if start else ""
-        )
-        seen = [item.id for item in undecided if item.seen]
-        wrong = f" Worth putting right all the same: {', '.join(seen)}." if seen else ""
-        found = "no cause of failure was found"
-        return f"The training is healthy: the student reaches {reached}, and {found}.{luck}{wrong}"
+        return _nothing_found(case, undecided)
+    return f"Not decided: {_why_open(case, undecided, missing)}"
+
+
+def _cause_found(named: Sequence[NamedCause]) -> str:
+    first = named[0]
+    hedge = "" if first.status == "established" else "Probably: "
+    proof = f" {first.proof.sentence()[0].upper()}{first.proof.sentence()[1:]}." if first.proof else ""
+    more = f" Also: {', '.join(cause.id for cause in named[1:])}." if len(named) > 1 else ""
+    return f"{hedge}{first.sentence}{proof}{more}"
+
+
+def _nothing_found(case: Case, undecided: Sequence[Open]) -> str:
+    """That all is well, and what could be better all the same."""
+    reached = reached_text(case.arms.get("status_quo"))
+    said = [f"The training is healthy: the student reaches {reached}, and no cause of failure was found."]
+    if start := unlucky_start(undecided, case):
+        said.append(f"From another seed the same training reaches {start:.2f}: train from several.")
+    longer = next((item.proof for item in undecided if item.id == "undertrained"), None)
+    if longer is not None and case.hardly_trained:
+        said.append(f"Its {case.optimisation_steps} optimisation steps are few: {longer.in_full()}.")
+    if seen := [item.id for item in undecided if item.seen]:
+        said.append(f"Worth putting right all the same: {', '.join(seen)}.")
+    return " ".join(said)
+
+
+def _why_open(case: Case, undecided: Sequence[Open], missing: tuple[str, ...]) -> str:
+    status_quo = case.arms.get("status_quo")
     if missing:
-        return f"Not decided: the steps {', '.join(missing)} have not run."
+        return f"the steps {', '.join(missing)} have not run."
     if status_quo is None:
-        return "Not decided: the status-quo student could not be trained."
+        return "the status-quo student could not be trained."
+    reached = reached_text(status_quo)
     limit = held_back(undecided) if case.status_quo_learns else None
     if limit is not None and limit.proof is not None:
         return (
-            f"Not decided: the student learns ({reached}), but {limit.id} may hold it back: {limit.proof.in_full()}. "
+            f"the student learns ({reached}), but {limit.id} may hold it back: {limit.proof.in_full()}. "
             "How much it costs depends on the seed: train from several."
         )
     still_open = ", ".join(item.id for item in undecided) or "no known cause fits the evidence"
@@ -111,7 +127,7 @@ def summary(
         if case.hardly_trained
         else ""
     )
-    return f"Not decided: the student reaches {reached}; still open: {still_open}.{brief}"
+    return f"the student reaches {reached}; still open: {still_open}.{brief}"
 
 
 def reached_text(arm: Auc | None) -> str:
