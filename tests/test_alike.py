@@ -76,3 +76,27 @@ def test_the_same_seed_gives_the_same_bytes_and_the_limit_holds_per_class(tmp_pa
     assert first is not None and second is not None
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert len(first.origin) == 16
+
+
+def test_the_smaller_class_can_be_enlarged_before_both_are_cropped(tmp_path: Path) -> None:
+    """Enlarged to 64 pixels, of which the middle 48 are shown, noise is smoother than before."""
+    frame = make(tmp_path / "set", {}, {}, sizes=(64, 48))
+    alike = write_alike(frame, tmp_path / "out", seed=1, enlarge=True)
+    assert alike is not None and alike.larger
+    assert "the fake images enlarged to the sizes of the real ones" in alike.what and "48 x 48" in alike.what
+
+    def roughness(origin: pd.DataFrame, name: str) -> float:
+        rows = origin[origin["original"].str.contains(f"/{name}/")]
+        shown = [np.asarray(Image.open(tmp_path / "out" / path), float) for path in rows["path"]]
+        assert {image.shape for image in shown} == {(48, 48, 3)}
+        return float(np.mean([np.abs(np.diff(image, axis=1)).mean() for image in shown]))
+
+    assert roughness(alike.origin, "fake") < 0.8 * roughness(alike.origin, "real")
+    again = write_alike(frame, tmp_path / "again", seed=1, enlarge=True)
+    assert again is not None and contents(tmp_path / "out") == contents(tmp_path / "again")
+
+
+def test_classes_of_one_size_have_no_class_to_enlarge(tmp_path: Path) -> None:
+    frame = make(tmp_path / "set", {"quality": 80}, {})
+    alike = write_alike(frame, tmp_path / "out", seed=1, enlarge=True)
+    assert alike is not None and not alike.larger and "enlarged" not in alike.what

@@ -24,13 +24,17 @@ from diag_lib.probes import retrain
 from diag_lib.screens import normalization_patch
 from diag_lib.settings import dotted
 from diag_lib.statistics import (
+    MATERIAL_GAIN,
+    SIGNIFICANT,
     Auc,
     auc,
     auc_difference_unpaired,
     cluster_bootstrap,
 )
+from diag_lib.training import ArmResult
 
 VAL_HALVES = "probes/val_halves"
+ENLARGED_ALIKE = "enlarged_alike"
 MORE = 2.0
 """Times as many images that half A of val must hold to show what more images bring."""
 
@@ -77,24 +81,40 @@ def leaked_paths(run: RunFolder) -> set[str]:
 
 
 def encoded_alike(trials: Trials) -> Comparison | None:
-    """The flattered arm on the original files against the same arm on files saved alike."""
+    """The flattered arm on the original files against the same arm on files saved alike.
+
+    Where one class's images are larger and cropping both to one size takes nothing from the AUC, the other class is
+    enlarged too: pixels tell that they were resampled long after the size has been made equal.
+    """
     arm = trials.flattered()
     if arm is None:
         return None
+    cropped, larger = _saved_alike(trials, arm, "encoded_alike")
+    if cropped is None or not larger or (cropped.p < SIGNIFICANT and cropped.delta <= -MATERIAL_GAIN):
+        return cropped
+    enlarged, _ = _saved_alike(trials, arm, ENLARGED_ALIKE, enlarge=True)
+    if enlarged is None or enlarged.delta > min(-MATERIAL_GAIN, cropped.delta):
+        return cropped
+    return replace(enlarged, p=min(1.0, 2 * enlarged.p))  # the better of two
+
+
+def _saved_alike(
+    trials: Trials, arm: ArmResult, name: str, *, enlarge: bool = False
+) -> tuple[Comparison | None, bool]:
+    """`arm` on files saved alike, in `artifacts/experiments/<name>`, and whether one class's images are larger."""
     table = images.read_table(trials.settings).frame
-    out = trials.run.artifact("experiments/encoded_alike/data")
+    out = trials.run.artifact(f"experiments/{name}/data")
     used = table[table["split"].isin(["train", "val"])]
-    alike = write_alike(used, out, seed=trials.settings.training.seed)
+    alike = write_alike(used, out, seed=trials.settings.training.seed, enlarge=enlarge)
     if alike is None:
-        return None
-    after = trials.variant(
-        "encoded_alike", {"dataset.root": str(alike.root), "dataset.curation": None}, arm.id
-    )
+        return None, False
+    after = trials.variant(name, {"dataset.root": str(alike.root), "dataset.curation": None}, arm.id)
     if after is None:
-        return None
+        return None, alike.larger
     origin = dict(zip(alike.origin["path"], alike.origin["original"], strict=True))
     scores = after.val_scores.assign(path=after.val_scores["path"].map(origin))
-    return compare(alike.what, arm.id, arm.val_scores, f"{arm.id} on files saved alike", scores)
+    found = compare(alike.what, arm.id, arm.val_scores, f"{arm.id} on files saved alike", scores)
+    return found, alike.larger
 
 
 def train_labels_flipped(trials: Trials) -> Comparison | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from diag_lib import images
-from diag_lib.experiments.on_data import leaked_paths, write_curation
+from diag_lib.experiments.on_data import ENLARGED_ALIKE, leaked_paths, write_curation
 from diag_lib.experiments.trials import Trials
 from diag_lib.settings import load
 
@@ -42,9 +42,12 @@ def leaks_excluded(trials: Trials) -> Changes:
 
 
 def saved_alike(trials: Trials) -> Changes:
-    """The dataset of the experiment that saved all files alike."""
-    file = trials.run.artifact("experiments/encoded_alike/settings.yaml")
-    return {"dataset.root": str(load(file).dataset.root), "dataset.curation": None} if file.is_file() else {}
+    """The dataset of the experiment that saved all files alike; where it had to enlarge a class, of that one."""
+    for name in (ENLARGED_ALIKE, "encoded_alike"):
+        file = trials.run.artifact(f"experiments/{name}/settings.yaml")
+        if file.is_file():
+            return {"dataset.root": str(load(file).dataset.root), "dataset.curation": None}
+    return {}
 
 
 REPAIRS: dict[str, Callable[[Trials], Changes]] = {

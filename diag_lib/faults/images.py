@@ -47,6 +47,19 @@ def shuffle_labels(folder: Path, rng: np.random.Generator) -> None:
     move([path for path, place in zip(fake, dealt[len(real) :], strict=True) if place < len(real)], REAL)
 
 
+def enlarged(name: str, side: int) -> Alter:
+    """The images of one class, and only they, are enlarged to this side in both splits."""
+
+    def alter(folder: Path, rng: np.random.Generator) -> None:
+        for split in ("train", "val"):
+            for path in files(folder, split, name):
+                with Image.open(path) as image:
+                    large = image.resize((side, side), Image.Resampling.BICUBIC)
+                save_png(np.asarray(large), path)
+
+    return alter
+
+
 def save_as_jpeg(name: str, quality: int) -> Alter:
     """The images of one class, and only they, are JPEG of this quality in both splits."""
 

@@ -28,6 +28,14 @@ VARIANTS: dict[str, Fault] = {
             cause="shortcut",
         ),
         Fault(
+            "shortcut_enlarged",
+            "every fake, and no real image, has been enlarged by half, and the artefact is nearly invisible",
+            alter=images.enlarged(images.FAKE, 96),
+            around={**LABELS_LEAD, "dataset.resize": "crop"},
+            around_recipe=FAINT,
+            cause="shortcut",
+        ),
+        Fault(
             "leakage_exact_quarter",
             "a quarter of the validation images are copies of training images",
             alter=images.leak(0.25),

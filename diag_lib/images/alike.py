@@ -2,10 +2,12 @@
 
 Writes a derived dataset in which format, JPEG tables, chroma subsampling and size no longer depend on the
 class. The class that was compressed hardest keeps its bytes and is the untouched control; the other class is
-re-encoded with tables drawn from it, since a codec can be added but not taken away.
+re-encoded with tables drawn from it, since a codec can be added but not taken away. So it is with enlarging: what one
+class may have gone through, the other one is put through as well.
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +15,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from diag_lib.images.decode import DecodeError, Pixels, decode, decode_bytes, read_bytes
+from diag_lib.images.decode import DecodeError, decode, decode_bytes, read_bytes
 
 _BLOCK = 16  # JPEG's largest coding unit: crops on its grid keep a second encoding close to the first
 _NAMES = ("real", "fake")
+_FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+_LARGER = 1.05  # ratio of the classes' typical sides from which one may have been enlarged
 _SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 
 Tables = dict[int, list[int]]
@@ -39,11 +43,15 @@ class Encoding:
 
 @dataclass(frozen=True)
 class AlikeDataset:
-    """The derived dataset: its root, what was made equal, and which image came from which."""
+    """The derived dataset: its root, what was made equal, and which image came from which.
+
+    `larger`: one class's images are larger than the other's, so that they may have been enlarged.
+    """
 
     root: Path
     what: str
     origin: pd.DataFrame  # path in the derived set -> path in the original
+    larger: bool = False
 
 
 def read_encoding(file: str | Path) -> Encoding:
@@ -55,11 +63,14 @@ def read_encoding(file: str | Path) -> Encoding:
     )
 
 
-def write_alike(frame: pd.DataFrame, out: Path, *, seed: int, limit: int = 2000) -> AlikeDataset | None:
+def write_alike(
+    frame: pd.DataFrame, out: Path, *, seed: int, limit: int = 2000, enlarge: bool = False
+) -> AlikeDataset | None:
     """Write the images of `frame` (columns path, file, label, split) alike below `out`.
 
-    At most `limit` images a split and class are taken, drawn by `seed`. Returns None when the classes are
-    saved alike already, so that nothing can be learned from it.
+    At most `limit` images a split and class are taken, drawn by `seed`. `enlarge` brings the class of smaller images
+    to the sizes of the other one, by a filter drawn for each image, before both are cropped. Returns None when the
+    classes are saved alike already, so that nothing can be learned from it.
     """
     frame, encodings = _readable(_sample(frame, limit, seed))
     of_class = {
@@ -74,6 +85,8 @@ def write_alike(frame: pd.DataFrame, out: Path, *, seed: int, limit: int = 2000)
     if out.exists():
         shutil.rmtree(out)
     rng = np.random.default_rng([seed, 0xA11C])
+    small = _smaller_class(of_class)
+    large_sizes = [e.size for e in of_class[1 - small]] if small is not None else []
     donors = [e for e in of_class[coarse] if e.tables] if coarse is not None else []
     origin = []
     columns = (frame[name] for name in ("path", "file", "label", "split"))
@@ -83,14 +96,15 @@ def write_alike(frame: pd.DataFrame, out: Path, *, seed: int, limit: int = 2000)
         control = label == coarse and encoding.tables is not None
         donor = encoding if control else donors[rng.integers(len(donors))] if donors else None
         target = folder / f"{number:07d}{'.jpg' if donor else '.png'}"
-        if control and crop is None:
+        enlarged = enlarge and label == small
+        if control and crop is None and not enlarged:
             shutil.copyfile(file, target)
         else:
-            _save(decode(file), target, donor, crop)
+            image = Image.fromarray(decode(file))
+            _save(_enlarged(image, large_sizes, rng) if enlarged else image, target, donor, crop)
         origin.append((target.relative_to(out).as_posix(), path))
-    return AlikeDataset(
-        out, _describe(coarse, crop, donors), pd.DataFrame(origin, columns=["path", "original"])
-    )
+    what = _describe(coarse, crop, donors, small if enlarge else None)
+    return AlikeDataset(out, what, pd.DataFrame(origin, columns=["path", "original"]), small is not None)
 
 
 def _sample(frame: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
@@ -129,8 +143,27 @@ def _common_size(of_class: dict[int, list[Encoding]]) -> tuple[int, int] | None:
     return max(int(width), 1), max(int(height), 1)
 
 
-def _save(pixels: Pixels, target: Path, donor: Encoding | None, crop: tuple[int, int] | None) -> None:
-    image = Image.fromarray(pixels)
+def _smaller_class(of_class: dict[int, list[Encoding]]) -> int | None:
+    """The class of the clearly smaller images, by the median of the shorter side; None when they are of one size."""
+    sides = [float(np.median([min(e.size) for e in of_class[label]])) for label in (0, 1)]
+    if max(sides) < _LARGER * min(sides):
+        return None
+    return int(sides[1] < sides[0])
+
+
+def _enlarged(image: Image.Image, sizes: Sequence[tuple[int, int]], rng: np.random.Generator) -> Image.Image:
+    """The image, its proportions kept, as large as one drawn from `sizes`; one that is larger stays as it is."""
+    width, height = sizes[int(rng.integers(len(sizes)))]
+    scale, resample = (
+        max(width / image.width, height / image.height),
+        _FILTERS[int(rng.integers(len(_FILTERS)))],
+    )
+    if scale <= 1:
+        return image
+    return image.resize((round(image.width * scale), round(image.height * scale)), resample)
+
+
+def _save(image: Image.Image, target: Path, donor: Encoding | None, crop: tuple[int, int] | None) -> None:
     if crop is not None:
         width, height = min(crop[0], image.width), min(crop[1], image.height)
         left = (image.width - width) // 2 // _BLOCK * _BLOCK
@@ -142,8 +175,14 @@ def _save(pixels: Pixels, target: Path, donor: Encoding | None, crop: tuple[int,
         image.save(target, "JPEG", qtables=donor.tables, subsampling=donor.subsampling)
 
 
-def _describe(coarse: int | None, crop: tuple[int, int] | None, donors: list[Encoding]) -> str:
+def _describe(
+    coarse: int | None, crop: tuple[int, int] | None, donors: list[Encoding], enlarged: int | None
+) -> str:
     parts = []
+    if enlarged is not None:
+        parts.append(
+            f"the {_NAMES[enlarged]} images enlarged to the sizes of the {_NAMES[1 - enlarged]} ones"
+        )
     if coarse is not None and donors:
         parts.append(
             f"the {_NAMES[1 - coarse]} images saved as JPEG with the tables of the {_NAMES[coarse]} ones"
@@ -152,4 +191,4 @@ def _describe(coarse: int | None, crop: tuple[int, int] | None, donors: list[Enc
         parts.append("all images saved in one format")
     if crop is not None:
         parts.append(f"both classes cropped to {crop[0]} x {crop[1]}")
-    return " and ".join(parts)
+    return " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])} and {parts[-1]}"
