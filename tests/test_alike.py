@@ -78,11 +78,16 @@ def test_the_same_seed_gives_the_same_bytes_and_the_limit_holds_per_class(tmp_pa
     assert len(first.origin) == 16
 
 
+def enlarge_all(frame: pd.DataFrame, label: int, side: int) -> None:
+    for file in frame.loc[frame["label"] == label, "file"]:
+        Image.open(file).resize((side, side), Image.Resampling.BICUBIC).save(file)
+
+
 def test_the_smaller_class_can_be_enlarged_before_both_are_cropped(tmp_path: Path) -> None:
     """Enlarged to 64 pixels, of which the middle 48 are shown, noise is smoother than before."""
     frame = make(tmp_path / "set", {}, {}, sizes=(64, 48))
     alike = write_alike(frame, tmp_path / "out", seed=1, enlarge=True)
-    assert alike is not None and alike.larger
+    assert alike is not None
     assert "the fake images enlarged to the sizes of the real ones" in alike.what and "48 x 48" in alike.what
 
     def roughness(origin: pd.DataFrame, name: str) -> float:
@@ -96,7 +101,25 @@ def test_the_smaller_class_can_be_enlarged_before_both_are_cropped(tmp_path: Pat
     assert again is not None and contents(tmp_path / "out") == contents(tmp_path / "again")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "enlarged", "looks"),
+    [
+        ((64, 48), None, False),  # larger, with pixels of their own
+        ((64, 64), 0, True),
+        ((64, 64), 1, True),
+    ],
+)
+def test_larger_images_are_told_from_enlarged_ones(
+    tmp_path: Path, sizes: tuple[int, int], enlarged: int | None, looks: bool
+) -> None:
+    frame = make(tmp_path / "set", {}, {}, sizes=sizes)
+    if enlarged is not None:
+        enlarge_all(frame, enlarged, 96)
+    alike = write_alike(frame, tmp_path / "out", seed=1)
+    assert alike is not None and alike.enlarged is looks
+
+
 def test_classes_of_one_size_have_no_class_to_enlarge(tmp_path: Path) -> None:
     frame = make(tmp_path / "set", {"quality": 80}, {})
     alike = write_alike(frame, tmp_path / "out", seed=1, enlarge=True)
-    assert alike is not None and not alike.larger and "enlarged" not in alike.what
+    assert alike is not None and not alike.enlarged and "enlarged" not in alike.what

@@ -83,14 +83,14 @@ def leaked_paths(run: RunFolder) -> set[str]:
 def encoded_alike(trials: Trials) -> Comparison | None:
     """The flattered arm on the original files against the same arm on files saved alike.
 
-    Where one class's images are larger and cropping both to one size takes nothing from the AUC, the other class is
-    enlarged too: pixels tell that they were resampled long after the size has been made equal.
+    Where one class looks enlarged and cropping both to one size takes nothing from the AUC, the other class is enlarged
+    too: pixels tell that they were resampled long after the size has been made equal.
     """
     arm = trials.flattered()
     if arm is None:
         return None
-    cropped, larger = _saved_alike(trials, arm, "encoded_alike")
-    if cropped is None or not larger or (cropped.p < SIGNIFICANT and cropped.delta <= -MATERIAL_GAIN):
+    cropped, looks_enlarged = _saved_alike(trials, arm, "encoded_alike")
+    if cropped is None or not looks_enlarged or (cropped.p < SIGNIFICANT and cropped.delta <= -MATERIAL_GAIN):
         return cropped
     enlarged, _ = _saved_alike(trials, arm, ENLARGED_ALIKE, enlarge=True)
     if enlarged is None or enlarged.delta > min(-MATERIAL_GAIN, cropped.delta):
@@ -101,7 +101,7 @@ def encoded_alike(trials: Trials) -> Comparison | None:
 def _saved_alike(
     trials: Trials, arm: ArmResult, name: str, *, enlarge: bool = False
 ) -> tuple[Comparison | None, bool]:
-    """`arm` on files saved alike, in `artifacts/experiments/<name>`, and whether one class's images are larger."""
+    """`arm` on files saved alike, in `artifacts/experiments/<name>`, and whether one class looks enlarged."""
     table = images.read_table(trials.settings).frame
     out = trials.run.artifact(f"experiments/{name}/data")
     used = table[table["split"].isin(["train", "val"])]
@@ -110,11 +110,11 @@ def _saved_alike(
         return None, False
     after = trials.variant(name, {"dataset.root": str(alike.root), "dataset.curation": None}, arm.id)
     if after is None:
-        return None, alike.larger
+        return None, alike.enlarged
     origin = dict(zip(alike.origin["path"], alike.origin["original"], strict=True))
     scores = after.val_scores.assign(path=after.val_scores["path"].map(origin))
     found = compare(alike.what, arm.id, arm.val_scores, f"{arm.id} on files saved alike", scores)
-    return found, alike.larger
+    return found, alike.enlarged
 
 
 def train_labels_flipped(trials: Trials) -> Comparison | None:

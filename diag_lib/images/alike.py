@@ -21,6 +21,9 @@ _BLOCK = 16  # JPEG's largest coding unit: crops on its grid keep a second encod
 _NAMES = ("real", "fake")
 _FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 _LARGER = 1.05  # ratio of the classes' typical sides from which one may have been enlarged
+_LOOKS = 64  # images a class that tell whether one of them was enlarged
+_NEARER = 0.5  # a generator's images are somewhat smooth too; enlarged ones are as smooth as that
+_FLAT = 1e-3  # grey levels; a picture of one colour has no fineness
 _SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 
 Tables = dict[int, list[int]]
@@ -45,13 +48,13 @@ class Encoding:
 class AlikeDataset:
     """The derived dataset: its root, what was made equal, and which image came from which.
 
-    `larger`: one class's images are larger than the other's, so that they may have been enlarged.
+    `enlarged`: one class's images are larger than the other's, and look as if they had been enlarged.
     """
 
     root: Path
     what: str
     origin: pd.DataFrame  # path in the derived set -> path in the original
-    larger: bool = False
+    enlarged: bool = False
 
 
 def read_encoding(file: str | Path) -> Encoding:
@@ -104,7 +107,8 @@ def write_alike(
             _save(_enlarged(image, large_sizes, rng) if enlarged else image, target, donor, crop)
         origin.append((target.relative_to(out).as_posix(), path))
     what = _describe(coarse, crop, donors, small if enlarge else None)
-    return AlikeDataset(out, what, pd.DataFrame(origin, columns=["path", "original"]), small is not None)
+    looks = small is not None and _looks_enlarged(frame, small, large_sizes, seed)
+    return AlikeDataset(out, what, pd.DataFrame(origin, columns=["path", "original"]), looks)
 
 
 def _sample(frame: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
@@ -149,6 +153,30 @@ def _smaller_class(of_class: dict[int, list[Encoding]]) -> int | None:
     if max(sides) < _LARGER * min(sides):
         return None
     return int(sides[1] < sides[0])
+
+
+def _looks_enlarged(frame: pd.DataFrame, small: int, sizes: Sequence[tuple[int, int]], seed: int) -> bool:
+    """Whether the larger images are as smooth as the smaller ones become by enlarging, rather than as they are."""
+    rng = np.random.default_rng([seed, 0xE41A])
+    files = {label: frame.loc[frame["label"] == label, "file"].to_numpy() for label in (0, 1)}
+    drawn = {label: rng.choice(of, min(_LOOKS, len(of)), replace=False) for label, of in files.items()}
+    native = [Image.fromarray(decode(file)) for file in drawn[small]]
+    large = [Image.fromarray(decode(file)) for file in drawn[1 - small]]
+    as_is, put_through, other = (
+        float(np.median([_fineness(image) for image in group]))
+        for group in (native, [_enlarged(image, sizes, rng) for image in native], large)
+    )
+    return abs(other - put_through) < _NEARER * abs(other - as_is)
+
+
+def _fineness(image: Image.Image) -> float:
+    """How fast brightness changes its slope: the log of mean |second difference| / mean |first difference|.
+
+    Enlarging lowers it whatever the picture shows.
+    """
+    grey = np.asarray(image.convert("L"), dtype=np.float64)
+    first, second = (np.abs(np.diff(grey, n, axis=1)).mean() for n in (1, 2))
+    return float(np.log((second + _FLAT) / (first + _FLAT)))
 
 
 def _enlarged(image: Image.Image, sizes: Sequence[tuple[int, int]], rng: np.random.Generator) -> Image.Image:
