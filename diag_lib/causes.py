@@ -105,7 +105,7 @@ CAUSES: list[Cause] = [
     Cause(
         id="shortcut",
         group="data",
-        sentence="How the files were saved gives the label away, so the AUC measures the file format.",
+        sentence="How the files were saved gives the label away, so the AUC measures the files' format or size.",
         screen=screens.shortcut,
         experiment="encoded_alike",
         proof="inflation_removed",

@@ -78,7 +78,8 @@ TOLD_APART = {
     "corrupt_images": "A student that learns from the readable images all the same rules it out; a few broken files are "
     "listed and left out.",
     "leakage": "An honest good AUC stays where it is when the leaked images are left out.",
-    "shortcut": "A content that differs survives saving both classes alike; a shortcut does not. A property that "
+    "shortcut": "A content that differs survives saving both classes alike; a shortcut does not. Images of different "
+    "size are cropped to one size; where the larger ones look enlarged, the others are enlarged as well. A property that "
     "predicts the label only a little is a note.",
     "evaluation_bug": "The logits of the same epoch rank well: the training is sound. In [stale_checkpoint]"
     "(#stale_checkpoint) they do not, and the hash is old.",
