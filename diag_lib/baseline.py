@@ -104,10 +104,13 @@ def reading(result: BaselineResult) -> str:
     rule = {
         "yes": "The baseline works. By the guide's rule the distillation is "
         "the issue wherever the distilled student fails.",
-        "no": "The baseline fails. By the guide's rule this is a dataset problem, not the distillation's.",
+        "no": "The baseline fails. By the guide's rule this is a dataset problem, not the distillation's, "
+        "unless a probe below brings the labels to teach something.",
         "undecided": "These images do not decide whether the baseline works.",
     }[found.answer]
-    more = [f.message for f in result.evidence.findings if f.id in _TELLING and f.answer == _TELLING[f.id]]
+    if _turned_round(result):
+        rule = f"The baseline fails, and not by chance. {_TURNED_ROUND}"
+    more = [f.message for f in result.evidence.findings if _tells(f)]
     if found.answer != "yes" and not more:
         more = [
             "No probe has found what holds the student back; the audit "
@@ -118,9 +121,11 @@ def reading(result: BaselineResult) -> str:
 
 def next_step(result: BaselineResult) -> str:
     """What to do after this page."""
+    if _turned_round(result):
+        return _TURNED_ROUND
     for name, advice in _ADVICE.items():
         found = result.finding(name)
-        if found is not None and found.answer == _TELLING[f"baseline.{name}"]:
+        if found is not None and _tells(found):
             return advice
     found = result.finding("auc")
     if found is not None and found.answer == "yes":
@@ -131,6 +136,20 @@ def next_step(result: BaselineResult) -> str:
     )
 
 
+def _tells(found: Finding) -> bool:
+    """Whether a finding explains a failing baseline; a change that leaves it no better than a coin does not."""
+    after = found.data.get("after_ci")
+    better = after is None or (after[1] is not None and after[1] > 0.5)
+    return found.answer == _TELLING.get(found.id) and better
+
+
+def _turned_round(result: BaselineResult) -> bool:
+    """Whether the student ranks val as far below one half as a baseline that works does above."""
+    found = result.finding("auc")
+    limit = 1 - result.settings.thresholds.baseline_auc
+    return found is not None and found.ci is not None and found.ci[1] < limit
+
+
 def skipped_table(result: BaselineResult) -> pd.DataFrame:
     """Which probes were not run, and why."""
     names = {
@@ -139,7 +158,7 @@ def skipped_table(result: BaselineResult) -> pd.DataFrame:
         "overfit_batch": "overfit one batch",
         "learning_rate": "learning rate",
         "frozen": "every layer trained",
-        "undertrained": "four times as long",
+        "undertrained": "a longer schedule",
         "resize": "crop against resize",
     }
     rows = [{"probe": names[name], "not run because": why} for name, why in result.probes.skipped.items()]
@@ -198,6 +217,11 @@ def _followed(settings: Settings, arm: ArmResult) -> float | None:
     return taken_in(arm.model(settings), arm.image_steps / settings.training.batch_size)
 
 
+_TURNED_ROUND = (
+    "It ranks val the wrong way round: the labels of train and val contradict each other. Look at 20 images of each "
+    "class of both splits (step 01) before any setting."
+)
+
 _TELLING = {
     "baseline.learning_rate": "yes",
     "baseline.frozen": "yes",
@@ -216,12 +240,12 @@ _TELLING = {
 _ADVICE = {
     "gradients": "Look for detach() or no_grad() between these layers and the loss, then run again.",
     "train_below_val": "Look at the train labels: the audit lists the images whose labels look wrong.",
-    "heldout_train": "Check how the train labels were joined to the images: not even train predicts train.",
     "frozen": "Set student.trainable_s1 and trainable_s2 to [all], then run again.",
     "learning_rate": "Change lr_s1 and lr_s2 as the table says, then run again.",
     "undertrained": "Raise epochs_s1 and epochs_s2, then run again.",
     "batchnorm": "Recalibrate the BatchNorm statistics before every evaluation, or raise their momentum.",
     "pooling": "Pool the patch logits as the table says.",
     "resize": "Set dataset.resize: crop, so that the traces of generation are not interpolated away.",
+    "heldout_train": "Check how the train labels were joined to the images: not even train predicts train.",
     "overfit_batch": "Repair the student before looking at the data: it cannot memorise even one batch.",
 }

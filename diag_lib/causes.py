@@ -236,7 +236,11 @@ CAUSES: list[Cause] = [
         experiment="train_labels_flipped",
         proof="gain",
         fix=plain_fix(
-            "Flip the label mapping of train (real = 0, fake = 1).", None, "swap the class folders of train"
+            "Flip the label mapping of train (real = 0, fake = 1).",
+            None,
+            "swap the class folders of train, or its labels in the manifest",
+            "or for the workbook alone: let dataset.curation name "
+            "artifacts/experiments/train_labels_flipped/curation.csv in the run folder",
         ),
         yields_to=("corrupt_images",),
         stands_in="labels_swapped_back",
@@ -309,7 +313,8 @@ CAUSES: list[Cause] = [
         fix=plain_fix(
             "Skip the distillation, or fine-tune the teacher on this data first.",
             SKIP_TEACHER,
-            "diag finetune-teacher CONFIG, then set teacher.weights: finetuned and run again",
+            "to keep the distillation: diag finetune-teacher YOUR.yaml, then run YOUR.yaml, its weights as they were, "
+            "with teacher.weights: finetuned",
         ),
         yields_to=(*UNHEARD_TEACHER, "teacher_preprocessing", "teacher_inverted"),
     ),

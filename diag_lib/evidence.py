@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -35,7 +36,7 @@ STEP_TITLES = {
 
 FINDINGS: dict[str, str] = {
     # 00 training symptoms
-    "symptoms.guide": "the guide's symptom: distillation fills the loss, the BCE is a coin's, the AUC is at chance",
+    "symptoms.guide": "the guide's symptom: distillation fills the loss, BCE no better than a coin's, AUC at chance",
     "symptoms.distill_share": "the distillation term is more than nine tenths of the loss",
     "symptoms.task_at_chance": "the BCE ends no lower than that of a coin (ln 2)",
     "symptoms.auc_at_chance": "the validation AUC ends below the baseline threshold",
@@ -295,6 +296,20 @@ def mappings(table: object, key: str) -> list[dict[str, Any]]:
     """The objects that a JSON object lists under `key`, whatever else a damaged or foreign file holds there."""
     listed = table.get(key) if isinstance(table, dict) else None
     return [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+
+
+UNUSED_TEACHER = "this run does not use its teacher: alpha_distill is 0"
+"""Why what would be wrong with a distillation is not."""
+
+
+def muted(findings: Sequence[Finding], because: str) -> list[Finding]:
+    """The same findings as notes: what would be an error or a warning concerns nothing that this run does."""
+    return [
+        dataclasses.replace(found, severity="note", message=f"{found.message.removesuffix('.')} ({because}).")
+        if found.severity in ("warning", "error")
+        else found
+        for found in findings
+    ]
 
 
 def refuse_address(run_dir: object) -> None:

@@ -14,7 +14,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from diag_lib.checks import with_own
-from diag_lib.evidence import SEVERITIES, Answer, Evidence, Finding, RunFolder, Severity
+from diag_lib.evidence import (
+    SEVERITIES,
+    UNUSED_TEACHER,
+    Answer,
+    Evidence,
+    Finding,
+    RunFolder,
+    Severity,
+    muted,
+)
 from diag_lib.probes.agreement import Agreement, Interval, agreement, tail_share
 from diag_lib.probes.grid import IDENTITY, GridCheck
 from diag_lib.probes.pairs import LogitPairs, collect
@@ -88,6 +97,8 @@ def run(settings: Settings, run_dir: RunFolder | str | Path, *, progress: bool =
         _alignment(pairs.grid),
         _activation(summaries["teacher"], summaries["student, trained"], pairs.squashed),
     ]
+    if not settings.training.distillation.alpha_distill:
+        findings = muted(findings, UNUSED_TEACHER)
     evidence = Evidence(
         "logits", findings, _numbers(summaries, before, after, tail, pairs.gradients), pairs.inputs
     )

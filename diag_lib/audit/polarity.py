@@ -42,7 +42,7 @@ def check(case: Case) -> Part:
     """One finding from all the witnesses; a table with a row for each of them."""
     frame = case.readable
     rows = [
-        ("words in the names", *_contradiction(frame, _words(frame), both=True)),
+        *_in_the_names(frame),
         ("marks of generators and cameras", *_contradiction(frame, _marks(frame))),
     ]
     for judge in judges(case.run):
@@ -53,6 +53,18 @@ def check(case: Case) -> Part:
     table = pd.DataFrame(rows, columns=["witness", "images", "contradicting", "low", "high"])
     table = table[table["images"] >= FEW].reset_index(drop=True)
     return Part([_finding(case, table)], {"folders_sorted": sorted_folders(case)}, {"polarity": table})
+
+
+def _in_the_names(frame: pd.DataFrame) -> list[tuple[str, int, float, float, float]]:
+    """The names as a witness for each split, since labels get swapped in one of them; for both where one has few."""
+    words = _words(frame)
+    apart = []
+    for split in ("train", "val"):
+        of = (frame["split"] == split).to_numpy()
+        apart.append((f"words in the names of {split}", *_contradiction(frame[of], words[of], both=True)))
+    if all(row[1] >= FEW for row in apart):
+        return apart
+    return [("words in the names", *_contradiction(frame, words, both=True))]
 
 
 def sorted_folders(case: Case) -> str:

@@ -26,6 +26,9 @@ ARMS_OF_STEP = {
 AGAIN = "@seed1"
 """The arm's suffix for the confirming training: `training.seed` + 1."""
 
+SCHEDULE = ("training.epochs_s1", "training.epochs_s2", "training.seed")
+"""What the budget and the confirming trainings change without being asked."""
+
 WORDS = {
     BCE_ONLY: "training on the labels alone",
     "standardized": "standardising the teacher's logits",
@@ -171,10 +174,15 @@ class Trials:
         return result
 
     def arm_table(self) -> tuple[dict[str, Any], ...]:
-        """Every arm of the run folder: id, settings patch, AUC on all validation images, number of seeds."""
+        """Every arm of the run folder: id, settings patch, AUC on all validation images, number of seeds.
+
+        What an earlier run has left there of other images or settings is no arm of this one.
+        """
         folder = self.run.root / "artifacts" / "arms"
         names = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
-        arms = {name: arm for name in names if (arm := training.load_arm(self.run, name)) is not None}
+        found = {name: arm for name in names if (arm := training.load_arm(self.run, name)) is not None}
+        own = self.results.get(STATUS_QUO)
+        arms = {name: arm for name, arm in found.items() if own is None or _comparable(arm, own)}
         arms.update({name: arm for name, arm in self.results.items() if name not in arms})
         seeds = Counter(name.partition("@")[0] for name in arms)
         return tuple(
@@ -193,6 +201,15 @@ class Trials:
         """The arm whose AUC a fault of validity would flatter: the better of the status quo and BCE only."""
         trained = [arm for arm in self.arms(STATUS_QUO, BCE_ONLY) if arm is not None and arm.auc.defined]
         return max(trained, key=lambda arm: arm.auc.value, default=None)
+
+
+def _comparable(arm: ArmResult, own: ArmResult) -> bool:
+    """Whether both were judged on the same labelled images and agree in every setting that neither of them varies."""
+    shown = [one.val_scores[["path", "label"]].reset_index(drop=True) for one in (arm, own)]
+    varied = tuple({*arm.overrides, *own.overrides, *SCHEDULE})
+    mine, theirs = dotted(arm.settings), dotted(own.settings)
+    same = [mine[key] == theirs[key] for key in mine.keys() & theirs.keys() if not key.startswith(varied)]
+    return shown[0].equals(shown[1]) and all(same)
 
 
 def _arm_order(name: str) -> tuple[int, str]:

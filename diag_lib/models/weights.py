@@ -308,5 +308,10 @@ def file_sha256(path: str | Path) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    """The first line of what a library said, without a sentence that ends only on the next one."""
     lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    whole, stop, _ = lines[0].rpartition(". ")
+    cut_off = len(lines) > 1 and not lines[0].rstrip().endswith((".", ":", ")", "!"))
+    return (whole if stop and cut_off else lines[0])[:160]

@@ -273,7 +273,7 @@ def heldout_train(measured: Auc, threshold: float) -> Finding:
     answer = answer_above(measured.ci, threshold) if measured.defined else "undecided"
     then = {
         "yes": "the train labels can be learned, so the loss happens on the way from train to val",
-        "no": "the train labels themselves teach nothing that generalises",
+        "no": "trained like this, the train labels teach nothing that generalises",
         "undecided": f"not clear against {threshold:.2f}{_needs(measured, threshold)}",
     }[answer]
     text = f"Trained on part of train, the student ranks the rest of train at AUC {_auc(measured)}: {then}."

@@ -26,7 +26,7 @@ from diag_lib.training.loop import OPTIMIZERS
 
 BATCH_IMAGES = 64
 STEPS = 150
-RATE_FACTORS = (1.0, 10.0, 100.0)
+RATE_FACTORS = (1.0, 10.0, 100.0, 1000.0)
 MEMORISED_AUC = 0.95
 HOPE_STEPS, HOPE_AUC = 50, 0.70  # a rate that has not come this far by then leaves the batch to the next rate
 LADDER = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -75,7 +75,7 @@ def overfit_batch(
     parts: Sequence[str] | None = None,
     factors: Sequence[float] = RATE_FACTORS,
 ) -> BatchFit:
-    """Train on one balanced batch of 64 until it is memorised, at 1, 10 and 100 times the configured rate.
+    """Train on one balanced batch of 64 until it is memorised, at 1, 10, 100 and 1,000 times the configured rate.
 
     Stops at the first rate that reaches AUC .95 on the batch itself (with batch statistics, as in training); a rate
     that is not at AUC .70 after 50 steps gives way to the next, the last one has all `steps`.

@@ -161,8 +161,17 @@ class Case:
 
         None: undecided, unknown, or nothing was recorded.
         """
+        return self._told_fails if self.finding("symptoms.evaluation") is not None else None
+
+    @property
+    def own_training_fails(self) -> bool:
+        """Whether the user's own training, by its history or recording, ends as `recording_fails` asks."""
+        return self.settings.history is not None and self._told_fails is True
+
+    @property
+    def _told_fails(self) -> bool | None:
         found, ours = self.finding("symptoms.auc_at_chance"), self.arms.get("status_quo")
-        if found is None or self.finding("symptoms.evaluation") is None:
+        if found is None:
             return None
         if found.data.get("undefined") is True:
             return True

@@ -119,9 +119,24 @@ def labels_inverted_train(case: Case) -> Suspicion | RuledOut | None:
         shown = f"{interval_text(train)} on train but {interval_text(val)} on val"
         because = f"the teacher's AUC is {shown}: train labels are swapped"
         return Suspicion(because, ("teacher.auc_train", "teacher.auc"))
-    return _turned_round(case) or RuledOut(
+    turned = _turned_round(case)
+    if turned is not None:
+        return turned
+    if (
+        case.teacher_useless is not False and not case.teacher_inverted
+    ):  # it cannot tell swapped labels from right ones
+        return _labels_teach(case)
+    return RuledOut(
         f"the teacher's AUC on train {interval_text(train)} is not the mirror of val {interval_text(val)}"
     )
+
+
+def _labels_teach(case: Case) -> RuledOut | None:
+    """Where nobody else judges the train labels: a student that learns val's order from them alone."""
+    baseline = case.arms.get("bce_only")
+    if case.baseline_learns is not True or baseline is None:
+        return None
+    return RuledOut(f"the train labels alone teach to rank val: BCE-only AUC {interval_text(baseline.ci)}")
 
 
 def _turned_round(case: Case) -> Suspicion | None:
@@ -181,7 +196,9 @@ def label_noise(case: Case) -> Suspicion | RuledOut | None:
     below = case.finding("baseline.train_below_val")
     if train is None or val is None or train.ci is None or val.ci is None or below is None:
         return None
-    if train.ci[1] > val.ci[0] - MATERIAL_GAIN or val.ci[0] < case.limits.teacher_auc_good:
+    if val.ci[0] < case.limits.teacher_auc_good:  # it knows too little to judge labels by
+        return _labels_teach(case)
+    if train.ci[1] > val.ci[0] - MATERIAL_GAIN:
         return RuledOut(
             f"the teacher ranks train {interval_text(train.ci)} about as well as val {interval_text(val.ci)}"
         )

@@ -134,7 +134,9 @@ def _task_at_chance(case: Case) -> Finding:
 def _auc_at_chance(case: Case) -> Finding:
     threshold, curve = case.settings.thresholds.baseline_auc, case.curves["val_auc"]
     best = (
-        f"best epoch {curve.best:.3f}, which flatters: the last one counts" if curve.kind != "unknown" else ""
+        f"; best epoch {curve.best:.3f}, which flatters: the last one counts"
+        if curve.kind != "unknown" and curve.best > curve.last
+        else ""
     )
     data: dict[str, float | bool] = {"best": curve.best, "best_epoch": curve.epoch, "last": curve.last}
     if case.auc is not None and case.auc.defined:
@@ -142,7 +144,7 @@ def _auc_at_chance(case: Case) -> Finding:
         answer = answer_below(a.ci, threshold)
         verb = {"yes": "below", "no": "above", "undecided": "on either side of"}[answer]
         shown = f"{a.value:.3f} [{a.ci[0]:.3f}, {a.ci[1]:.3f}]"
-        text = f"The last epoch's validation AUC is {shown}, {verb} {threshold:g}; {best}."
+        text = f"The last epoch's validation AUC is {shown}, {verb} {threshold:g}{best}."
         if answer == "undecided":
             data["needs_n"] = n_per_class_needed(a.value, threshold)
             text += f" About {data['needs_n']:,.0f} images per class would decide."
@@ -163,10 +165,13 @@ def _auc_at_chance(case: Case) -> Finding:
             if value < 0.5 - CHANCE_MARGIN
             else ""
         )
-        text = (
-            f"The validation AUC ends at {value:.3f} ({late.min():.3f} to {late.max():.3f} over the last {late.size} "
-            f"epochs; {best}{inverted}). The log does not say from how many images, so there is no interval."
+        spread = (
+            f" ({late.min():.3f} to {late.max():.3f} over the last {late.size} epochs)"
+            if late.size > 1
+            else ""
         )
+        unsure = "The log does not say from how many images, so there is no interval."
+        text = f"The validation AUC ends at {value:.3f}{spread}{best}{inverted}. {unsure}"
     return Finding(
         "symptoms.auc_at_chance", _severity(answer), answer, text, value, None, threshold, None, data
     )

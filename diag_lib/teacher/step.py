@@ -17,7 +17,7 @@ import torch
 
 from diag_lib.checks import with_own
 from diag_lib.devices import choose
-from diag_lib.evidence import Evidence, Finding, RunFolder
+from diag_lib.evidence import UNUSED_TEACHER, Evidence, Finding, RunFolder, muted
 from diag_lib.images import ImageSet, open_split
 from diag_lib.models import (
     PREPROCESS,
@@ -143,9 +143,10 @@ def run(settings: Settings, run_dir: RunFolder | str | Path, *, progress: bool =
     folder.write_parquet("teacher_probe.parquet", feeding.table())
     saturation = check_saturation(sets["val"].labels, logits["val"])
     patches = _patch_statistics(maps["val"], sets["val"].labels, seed)
+    found = findings(settings, aucs["val"], aucs["train"], scores, weights, feeding, prints, mode, saturation)
     evidence = Evidence(
         "teacher",
-        findings(settings, aucs["val"], aucs["train"], scores, weights, feeding, prints, mode, saturation),
+        found if settings.training.distillation.alpha_distill else muted(found, UNUSED_TEACHER),
         _numbers(aucs, patches, saturation),
         {
             "settings": settings.digest("dataset", "teacher", "pooling", "training.seed", "thresholds"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from diag_lib.causes import CAUSES, Cause, inflating, rivals
 from diag_lib.experiments import BCE_ONLY, STATUS_QUO, Comparison, Trials, experiment
-from diag_lib.screens import Case, RuledOut, Suspicion
+from diag_lib.screens import CLEARLY_WORKS, Case, RuledOut, Suspicion
 from diag_lib.statistics import SIGNIFICANT
 from diag_lib.training import ArmResult
 from diag_lib.verdict.gates import gates
@@ -18,6 +18,10 @@ from diag_lib.verdict.words import summary
 
 GAIN_GROUPS = ("optimisation", "model", "loss")
 """Groups whose proofs are gains that mean nothing while the AUC is inflated."""
+
+
+NO_MATTER_ONCE_LEARNED = ("data", *GAIN_GROUPS[:2])
+"""Groups whose causes keep a student from learning: one that learns the same images so well has none of them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ def decide(trials: Trials, missing: tuple[str, ...]) -> VerdictResult:
     known = {cause.id for cause in hidden} | {item.id for item in still_open}
     ruled_out = tuple((name, because) for name, because in first.ruled_out if name not in known)
     undecided = (*still_open, *(item for item in first.undecided if item.id not in known))
+    undecided, needless = _still_of_interest(undecided, named, after)
+    ruled_out += needless
     healthy = _healthy(case, named, undecided)
     return VerdictResult(
         healthy=healthy,
@@ -121,10 +127,24 @@ def _confirmed(cause: Cause, proof: Comparison | None, trials: Trials) -> Compar
     return replace(proof, confirmation=trials.again(cause.id, patch, BCE_ONLY if alone else STATUS_QUO))
 
 
+def _still_of_interest(
+    undecided: tuple[Open, ...], named: Sequence[NamedCause], after: ArmResult | None
+) -> tuple[tuple[Open, ...], tuple[tuple[str, str], ...]]:
+    """Open causes that a student which clearly works without their repair leaves open, and those that it rules out."""
+    flattered = any(cause.id in inflating() for cause in named)
+    if after is None or flattered or not after.auc.defined or after.auc.ci[0] <= CLEARLY_WORKS:
+        return undecided, ()
+    groups = {cause.id: cause.group for cause in CAUSES}
+    moot = [item.id for item in undecided if groups[item.id] in NO_MATTER_ONCE_LEARNED]
+    because = f"what is recommended brings AUC {after.auc.value:.2f} without its repair"
+    return tuple(item for item in undecided if item.id not in moot), tuple((name, because) for name in moot)
+
+
 def _healthy(case: Case, named: Sequence[NamedCause], undecided: Sequence[Open]) -> bool | None:
     if any(cause.status in ("established", "likely") for cause in named):
         return False
-    return True if case.status_quo_learns and held_back(undecided) is None else None
+    learns = case.status_quo_learns and not case.own_training_fails
+    return True if learns and held_back(undecided) is None else None
 
 
 def _all_fixes(trials: Trials, named: Sequence[NamedCause]) -> tuple[dict[str, Any] | None, ArmResult | None]:

@@ -88,7 +88,9 @@ def recommended_yaml(settings: Settings, verdict: VerdictResult) -> str:
     if verdict.recommended is None:
         found = "No setting needs to change" if verdict.healthy else "No change of settings is proven to help"
         lines.append(f"# {found}; these are the settings of the run.")
-    patched = settings.with_overrides(dotted(verdict.recommended)) if verdict.recommended else settings
+    patched = settings
+    if verdict.recommended:  # the history tells of the settings as they were
+        patched = settings.with_overrides({**dotted(verdict.recommended), "history": None})
     comments = "\n".join(line.replace("\n", " ").replace("\r", " ") for line in lines)
     return f"{comments}\n{patched.to_yaml()}"
 

@@ -114,6 +114,19 @@ def _why_open(case: Case, undecided: Sequence[Open], missing: tuple[str, ...]) -
     if status_quo is None:
         return "the status-quo student could not be trained."
     reached = reached_text(status_quo)
+    told = case.finding("symptoms.auc_at_chance")
+    if case.status_quo_learns and case.own_training_fails and told is not None:
+        ended = "without usable scores" if told.value is None else f"at AUC {told.value:.2f}"
+        recorded = case.finding("symptoms.evaluation") is not None
+        further = (
+            "of which the recording shows no known mistake"
+            if recorded
+            else "so record your loop (diag_lib.recorder), name the recording in history, and run again"
+        )
+        return (
+            f"your own training ends {ended}, but its settings and images reach {reached} here. "
+            f"The difference must lie in its code, {further}."
+        )
     limit = held_back(undecided) if case.status_quo_learns else None
     if limit is not None and limit.proof is not None:
         return (

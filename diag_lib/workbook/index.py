@@ -4,6 +4,7 @@ import contextlib
 import html
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -60,6 +61,7 @@ def context(folder: RunFolder, state: RunState, settings: Settings | None, hide:
         "proof": _proof(first),
         "patch": hide(_patch(folder)),
         "together": _together(verdict),
+        "by_hand": [title_of(cause.get("id")) for cause in causes if _is_by_hand(cause)],
         "others": [{**cause, "measured": _proof(cause)} for cause in causes[1:]],
         "title_of": title_of,
         "meaning": lambda cause: Markup(meaning(cause, "What this cause means")),  # noqa: S704 - escaped there
@@ -200,10 +202,16 @@ def _together(verdict: dict[str, Any] | None) -> Markup | None:
     arms = {str(arm.get("id")): arm for arm in mappings(verdict, "arms")}
     if not {"status_quo", "recommended"} <= arms.keys():
         return None
-    now, then = arms["status_quo"], arms["recommended"]
-    return bars(
-        [row("As it is", now, "error", "status_quo"), row("As recommended", then, "ok", "recommended")]
-    )
+    now = row("As it is", arms["status_quo"], "error", "status_quo")
+    then = row("As recommended", arms["recommended"], "ok", "recommended")
+    better = now.value is None or (then.value is not None and then.value > now.value)
+    return bars([now, then if better else replace(then, kind="error")])
+
+
+def _is_by_hand(cause: dict[str, Any]) -> bool:
+    fix = cause.get("fix")
+    sure = cause.get("status") in ("established", "likely")
+    return sure and isinstance(fix, dict) and fix.get("settings") is None
 
 
 def _patch(folder: RunFolder) -> str:

@@ -106,7 +106,10 @@ def run_workbook(
     bad = any(run.state.steps[step].status in ("failed", "stopped", "not run") for step in chosen)
     if bad:
         return STEP_FAILED
-    return FAIL_ON_REACHED if fail_on and _reached(folder, chosen, fail_on) else DONE
+    reached = _reached(folder, chosen, fail_on) if fail_on else []
+    for line in reached:
+        run.say(line)
+    return FAIL_ON_REACHED if reached else DONE
 
 
 class _Run:
@@ -371,12 +374,18 @@ def _chosen(steps: Sequence[str] | None) -> list[str]:
     return [step for step in STEPS if steps is None or step in steps]
 
 
-def _reached(folder: RunFolder, steps: Sequence[str], fail_on: str) -> bool:
+def _reached(folder: RunFolder, steps: Sequence[str], fail_on: str) -> list[str]:
+    """A line for each finding that is so severe."""
     if fail_on not in SEVERITIES:
         raise UserError(f"fail_on {fail_on!r} is not allowed; allowed: warning, error")
     severe = SEVERITIES[SEVERITIES.index(fail_on) :]
     evidence = [found for step in steps if (found := folder.read_evidence(step))]
-    return any(finding.severity in severe for one in evidence for finding in one.findings)
+    return [
+        f"--fail-on {fail_on}: {finding.id}: {finding.message}"
+        for one in evidence
+        for finding in one.findings
+        if finding.severity in severe
+    ]
 
 
 def _to_stderr(line: str) -> None:
