@@ -128,6 +128,17 @@ def test_words_in_the_names(tmp_path: Path, swapped: bool) -> None:
     assert found.data["folders"] == "fake=0, real=1" and "ImageFolder" in found.message
 
 
+def test_names_that_are_swapped_in_one_split_alone_are_seen(tmp_path: Path) -> None:
+    """Over both splits half of the names would speak against the labels, and half for them."""
+    root = make(tmp_path / "data", each=12)
+    for file in sorted(root.rglob("*.png")):
+        swapped = file.parent.parent.name == "train"
+        said = ("real", "fake")[(file.parent.name == "fake") != swapped]
+        file.rename(file.with_name(f"{said}_{file.name}"))
+    found = audited(root).finding("polarity")
+    assert found.answer == "yes" and "words in the names of train: 100% of 24 against" in found.message
+
+
 def test_a_generator_that_holds_both_classes_is_no_witness(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for split in ("train", "val"):

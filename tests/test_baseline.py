@@ -1,6 +1,7 @@
 """Step 04: the BCE baseline and the probes of what holds it back, on real images and trained students."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from diag_lib import baseline, training
 from diag_lib import settings as settings_module
-from diag_lib.evidence import RunFolder
+from diag_lib.evidence import Evidence, Finding, RunFolder
 from diag_lib.images import open_split
 from diag_lib.models import Geometry, PatchModel
 from diag_lib.plots import baseline as pictures
@@ -154,6 +155,24 @@ def test_a_far_too_low_rate_is_found_by_the_ladder_and_proven(folder, settings) 
 def test_a_rate_that_breaks_the_training_is_infinitely_bad(settings) -> None:
     ladder = rate_ladder(settings, open_split(settings, "train"), factors=(1.0, 1e30), steps=12)
     assert ladder["loss"].iloc[1] > ladder["loss"].iloc[0] and promising_factor(ladder) == 1.0
+
+
+def test_a_ranking_the_wrong_way_round_asks_for_the_labels_not_for_another_rate(result) -> None:
+    """No change that leaves val below one half is advised either."""
+    auc_of_val = say.learns(result.arm, 0.6)
+    low = replace(auc_of_val, answer="no", value=0.2, ci=(0.15, 0.25))
+    rate = {"before_ci": (0.15, 0.25), "after_ci": (0.25, 0.35), "settings": None}
+    better = Finding("baseline.learning_rate", "warning", "yes", "10 times the rate: 0.20 to 0.30", data=rate)
+    turned = replace(result, evidence=Evidence("baseline", [low, better]))
+    assert "wrong way round" in baseline.next_step(turned) and "wrong way round" in baseline.reading(turned)
+    assert "10 times the rate" not in baseline.reading(turned)
+    chance = replace(low, value=0.5, ci=(0.45, 0.55))
+    helps = replace(better, data={**rate, "after_ci": (0.9, 0.95)})
+    held = Finding("baseline.heldout_train", "error", "no", "Train does not predict train.")
+    slow = replace(result, evidence=Evidence("baseline", [chance, held, helps]))
+    assert "lr_s1" in baseline.next_step(slow), (
+        "what helps comes before what the failing run says of the labels"
+    )
 
 
 def test_evidence_reads_back(result, folder) -> None:

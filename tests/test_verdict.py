@@ -1,6 +1,7 @@
 """The verdict: the form of the interface, the rules that turn experiments into claims, the chain on images."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from diag_lib.screens import Case, RuledOut, Suspicion
 from diag_lib.settings import Settings, dotted, load, nested
 from diag_lib.statistics import MATERIAL_GAIN, Auc, n_for_gain
 from diag_lib.verdict.decide import decide
+from diag_lib.verdict.result import recommended_yaml
 from diag_lib.verdict.second_seed import held_back
 from diag_lib.verdict.words import summary
 from tests.steps_data import tiny_settings, write_images, write_teacher
@@ -351,6 +353,28 @@ def test_the_verdict_has_the_form_of_the_interface_and_is_the_same_again(
 
 
 @pytest.mark.slow
+def test_arms_that_an_earlier_run_left_of_other_data_or_settings_are_not_listed(
+    noise_run: tuple[Settings, Path], tmp_path: Path
+) -> None:
+    settings, folder = noise_run
+    run = shutil.copytree(folder, tmp_path / "run")
+    for name, changes in {
+        "left_alike": {},
+        "left_of_other_images": {"dataset": {"root": "/another"}},
+        "left_of_other_settings": {"training": {"optimizer": "sgd"}},
+    }.items():
+        arm = shutil.copytree(
+            run / "artifacts/arms/alpha_0.01", run / "artifacts/arms" / name, dirs_exist_ok=True
+        )
+        kept = json.loads((arm / "settings.json").read_text())
+        for part, change in changes.items():
+            kept["settings"][part] |= change
+        (arm / "settings.json").write_text(json.dumps(kept))
+    listed = {arm["id"] for arm in verdict.run(settings, run, progress=False).arms}
+    assert [name for name in listed if name.startswith("left")] == ["left_alike"]
+
+
+@pytest.mark.slow
 def test_the_recommended_settings_load_and_carry_the_patch(noise_run: tuple[Settings, Path]) -> None:
     settings, folder = noise_run
     result = verdict.run(settings, folder, progress=False)
@@ -371,6 +395,30 @@ def test_a_teacher_that_was_never_loaded_is_a_direct_finding(
     result = verdict.run(blank, run.root, progress=False)
     assert result.causes[0].id == "teacher_weights_not_loaded" and result.causes[0].kind == "direct"
     assert result.healthy is False and not result.complete
+
+
+@pytest.mark.parametrize(("ended", "healthy"), [(0.50, None), (0.94, True)])
+def test_a_history_that_fails_where_the_same_settings_learn_is_not_called_healthy(
+    tmp_path: Path, ended: float, healthy: bool | None
+) -> None:
+    """Nobody knows what the user's own loop does otherwise, but it does something."""
+    told = Finding("symptoms.auc_at_chance", "error", "yes", "The AUC at the end.", ended)
+    settings = Settings().with_overrides({"history": str(tmp_path / "history.json")})
+    trials = Trials(settings, RunFolder(tmp_path), {"symptoms": Evidence("symptoms", [told])})
+    trials.case = Case(settings, trials.case.evidence, {"status_quo": auc_of(0.95)})
+    result = decide(trials, missing=())
+    assert result.healthy is healthy
+    assert ("your own training ends at AUC 0.50" in result.summary) == (healthy is None)
+
+
+def test_a_recommendation_leaves_the_history_of_the_failing_run_behind(tmp_path: Path) -> None:
+    settings = Settings().with_overrides({"history": str(tmp_path / "history.json")})
+    trials = Trials(settings, RunFolder(tmp_path), {})
+    result = decide(trials, missing=())
+    for patch, kept in ((None, True), ({"training": {"lr_s1": 0.5}}, False)):
+        written = tmp_path / "recommended.yaml"
+        written.write_text(recommended_yaml(settings, replace(result, recommended=patch)))
+        assert (load(written).history is not None) is kept
 
 
 def test_gates_follow_the_findings() -> None:

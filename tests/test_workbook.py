@@ -247,6 +247,25 @@ def test_overview_without_anything_says_so(tmp_path):
     assert text.count("not run") >= len(STEPS)
 
 
+def test_overview_says_that_settings_do_not_repair_what_is_to_be_done_by_hand(tmp_path):
+    """What all settings reach together is no success where it is worse, and not the whole cure."""
+    told = sample.verdict()
+    told["arms"].append({"id": "recommended", "settings": {}, "auc": 0.2, "ci": [0.16, 0.26], "seeds": 1})
+    folder = _folder(tmp_path, told)
+    fixed = Settings().with_overrides({"training.distillation.alpha_distill": 0.0})
+    folder.write_text("recommended.yaml", fixed.to_yaml())
+    page = index.write_index(folder, RunState("case"), Settings())
+    text = _text(page)
+    assert "They do not repair what has to be done by hand (Label noise)" in text
+    assert "As recommended" in text and "0.20 [0.16, 0.26]" in text
+    together = (
+        page.read_text(encoding="utf-8")
+        .partition("Your own training with all of them")[2]
+        .partition("</section>")[0]
+    )
+    assert "ok" not in re.findall(r'class="bar ([a-z]+)', together)
+
+
 def test_overview_puts_the_verdict_first_with_proof_patch_and_open_questions(tmp_path):
     finding = Finding("teacher.auc", "error", "no", "Teacher AUC is chance.", 0.49, (0.45, 0.53), 0.55, 824)
     folder = _folder(tmp_path, sample.verdict(), [finding])
