@@ -247,6 +247,23 @@ def test_overview_without_anything_says_so(tmp_path):
     assert text.count("not run") >= len(STEPS)
 
 
+def test_overview_names_every_cause_once_what_was_not_asked_about_too(tmp_path):
+    from diag_lib.causes import CAUSES
+
+    folder = _folder(tmp_path, sample.verdict())
+    text = _text(index.write_index(folder, RunState("case"), Settings()))
+    not_asked = text.partition("nothing that was measured raised them:")[2].partition(" . ")[0]
+    for cause in CAUSES:
+        told = cause.id in (
+            "teacher_domain_shift",
+            "label_noise",
+            "labels_shuffled",
+            "scale_mismatch",
+            "split_shift",
+        )
+        assert (index.title_of(cause.id) in not_asked) is not told, cause.id
+
+
 def test_overview_says_that_settings_do_not_repair_what_is_to_be_done_by_hand(tmp_path):
     """What all settings reach together is no success where it is worse, and not the whole cure."""
     told = sample.verdict()

@@ -67,11 +67,22 @@ def context(folder: RunFolder, state: RunState, settings: Settings | None, hide:
         "meaning": lambda cause: Markup(meaning(cause, "What this cause means")),  # noqa: S704 - escaped there
         "undecided": mappings(verdict, "undecided"),
         "ruled_out": mappings(verdict, "ruled_out"),
+        "not_raised": _not_raised(verdict) if mappings(verdict, "ruled_out") else [],
         "arms": _arms(verdict, settings),
         "findings": _finding_rows(findings, hide),
         "max_findings": MAX_KEY_FINDINGS,
         "facts": hide.tree(_facts(state)),
     }
+
+
+def _not_raised(verdict: dict[str, Any] | None) -> list[str]:
+    """Titles of the causes of which the verdict says nothing: no evidence asked about them, or none was gathered."""
+    from diag_lib.causes import CAUSES  # a page without a verdict needs no table of causes
+
+    parts = [mappings(verdict, part) for part in ("causes", "undecided", "ruled_out")]
+    told = {item.get("id") for part in parts for item in part}
+    told |= {name for cause in parts[0] for name in cause.get("equivalent") or ()}
+    return [title_of(cause.id) for cause in CAUSES if cause.id not in told]
 
 
 def title_of(cause: object) -> str:
