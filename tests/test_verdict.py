@@ -12,7 +12,7 @@ import pytest
 
 from diag_lib import baseline, distillation, logits, teacher, verdict
 from diag_lib.causes import CAUSES
-from diag_lib.evidence import Answer, Evidence, Finding, RunFolder
+from diag_lib.evidence import UNUSED_TEACHER, Answer, Evidence, Finding, RunFolder, muted
 from diag_lib.experiments import Comparison, Measured, Trials, compare
 from diag_lib.fixes import Fix
 from diag_lib.screens import Case, RuledOut, Suspicion
@@ -429,6 +429,9 @@ def test_gates_follow_the_findings() -> None:
         gates = verdict.gates(Case(Settings(), {"teacher": Evidence("teacher", [finding])}, {}))
         states.append(next(gate.state for gate in gates if "know these images" in gate.question))
     assert states == ["passed", "failed", "undecided"]
+    (unused,) = muted([replace(bad, severity="error")], UNUSED_TEACHER)
+    gates = verdict.gates(Case(Settings(), {"teacher": Evidence("teacher", [unused])}, {}))
+    assert unused.severity == "note" and {gate.state for gate in gates} == {"not asked"}
 
 
 def _rival(cause_id: str, after: float) -> verdict.NamedCause:
