@@ -27,6 +27,12 @@ HOME_PARENT, HOME_PAGE = "reports", "index.html"
 HEAD_CHARACTERS = 4096
 _MARK = re.compile(r'<meta name="diag" content="(?:comparison|faults)">')
 _TITLE = re.compile(r"<title>([^<]*)</title>")
+TITLES = {
+    "labels_inverted_train": "train labels inverted",
+    "lr_too_low": "learning rate too low",
+    "lr_too_high": "learning rate too high",
+}
+"""Causes whose id reads badly as a title."""
 PROOF_SENTENCE = {
     "gain": "Removing the cause raises the AUC.",
     "inflation_removed": "Removing the cause takes a flattering AUC down to the true one.",
@@ -87,8 +93,7 @@ def _not_raised(verdict: dict[str, Any] | None) -> list[str]:
 
 def title_of(cause: object) -> str:
     """`Teacher domain shift` for "teacher_domain_shift"."""
-    text = str(cause).replace("_", " ").strip()
-    text = f"learning rate{text[2:]}" if text.startswith("lr ") else text
+    text = TITLES.get(str(cause), str(cause).replace("_", " ").strip())
     return text[:1].upper() + text[1:]
 
 
@@ -268,7 +273,9 @@ def _arm_note(arm: dict[str, Any], arms: list[dict[str, Any]]) -> str:
     seeds, measured = arm.get("seeds"), (arm.get("auc"), arm.get("ci"))
     same = next((other for other in arms if (other.get("auc"), other.get("ci")) == measured), arm)
     again = [f"the same as {same.get('id')}"] if same is not arm and measured[0] is not None else []
-    return ", ".join([*again, *([f"{seeds} seeds"] if isinstance(seeds, int) and seeds > 1 else [])])
+    return ", ".join(
+        [*again, *([f"the first of {seeds} seeds"] if isinstance(seeds, int) and seeds > 1 else [])]
+    )
 
 
 def _finding_rows(findings: list[Finding], hide: Scrubber) -> list[dict[str, str]]:
