@@ -86,8 +86,8 @@ def _not_raised(verdict: dict[str, Any] | None) -> list[str]:
     from diag_lib.causes import CAUSES  # a page without a verdict needs no table of causes
 
     parts = [mappings(verdict, part) for part in ("causes", "undecided", "ruled_out")]
-    told = {item.get("id") for part in parts for item in part}
-    told |= {name for cause in parts[0] for name in cause.get("equivalent") or ()}
+    told = {str(item.get("id")) for part in parts for item in part}
+    told |= {str(name) for cause in parts[0] for name in cause.get("equivalent") or ()}
     return [title_of(cause.id) for cause in CAUSES if cause.id not in told]
 
 
