@@ -87,7 +87,8 @@ def _not_raised(verdict: dict[str, Any] | None) -> list[str]:
 
     parts = [mappings(verdict, part) for part in ("causes", "undecided", "ruled_out")]
     told = {str(item.get("id")) for part in parts for item in part}
-    told |= {str(name) for cause in parts[0] for name in cause.get("equivalent") or ()}
+    alike = [cause.get("equivalent") for cause in parts[0]]
+    told |= {str(name) for names in alike if isinstance(names, list) for name in names}
     return [title_of(cause.id) for cause in CAUSES if cause.id not in told]
 
 
