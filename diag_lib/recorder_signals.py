@@ -140,17 +140,19 @@ def look(batch: Batch) -> dict[str, Any]:
 def made_by(tensor: Tensor) -> str:
     """The squashing that autograd saw last: "sigmoid", "softmax", "none", or "" where it cannot be told.
 
-    Only nodes with one differentiable input are passed: in `map * sigmoid(gate)` the sigmoid squashes no logit.
+    Only nodes with one differentiable input are passed: in `map * sigmoid(gate)` the sigmoid squashes no logit. Of
+    parts that are joined the first one speaks for all.
     """
     node = tensor.grad_fn
     while node is not None:
         name = type(node).__name__.partition("Backward")[0]
         if name in SQUASHING:
             return SQUASHING[name]
-        inputs = {before for before, _ in node.next_functions if before is not None}
-        if not RESHAPING.fullmatch(name) or len(inputs) != 1:
+        inputs = [before for before, _ in node.next_functions if before is not None]
+        joins = name in ("Cat", "Stack")
+        if not RESHAPING.fullmatch(name) or not (len(inputs) == 1 or joins):
             return "none" if len(inputs) > 1 else ""
-        (node,) = inputs
+        node = inputs[0] if inputs else None
     return ""
 
 

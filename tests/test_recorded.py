@@ -19,7 +19,7 @@ from diag_lib.evidence import FINDINGS
 from diag_lib.history import read_history
 from diag_lib.plots import symptoms as pictures
 from diag_lib.recorder import TrainingRecorder
-from diag_lib.recorder_signals import rank_auc
+from diag_lib.recorder_signals import made_by, rank_auc
 from diag_lib.screens import Case, RuledOut, Suspicion
 from diag_lib.settings import Settings
 from diag_lib.statistics import Auc
@@ -458,6 +458,19 @@ def test_a_network_that_ends_in_a_sigmoid_is_told_from_raw_logits_that_hardly_le
     raw = record(tmp_path, model=start_in_range(network()), alpha=0.0, lr=1e-6)
     found, causes = raw.finding("activation"), suspected(raw)
     assert found.answer == "no" and "wrong_activation" not in causes and "lr_too_low" in causes
+
+
+def test_what_made_a_tensor_is_read_from_its_graph() -> None:
+    z = torch.randn(4, 1, 3, 3, requires_grad=True) * torch.ones(1)
+    gate = torch.randn(4, 1, 3, 3, requires_grad=True)
+    convolved = F.conv2d(z, torch.ones(1, 1, 1, 1, requires_grad=True))
+    assert made_by(torch.sigmoid(z).mean((1, 2, 3))) == "sigmoid"
+    assert made_by(torch.cat([torch.sigmoid(z[:2]), torch.sigmoid(z[2:])]).flatten(1).mean(1)) == "sigmoid"
+    assert made_by(z.flatten(1).softmax(1)[:, :2]) == "softmax"
+    assert made_by((convolved * torch.sigmoid(gate)).mean((1, 2, 3))) == "none"
+    assert made_by(convolved.squeeze(1)) == "none"
+    assert made_by(torch.logit(torch.sigmoid(z))) == ""
+    assert made_by(torch.sigmoid(z).detach()) == ""
 
 
 def test_recorded_probabilities_without_a_graph_are_known_by_filling_their_range(tmp_path) -> None:

@@ -21,6 +21,7 @@ _BLOCK = 16  # JPEG's largest coding unit: crops on its grid keep a second encod
 _NAMES = ("real", "fake")
 _FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 _LARGER = 1.05  # ratio of the classes' typical sides from which one may have been enlarged
+_MOST = 4.0  # times as wide: more costs memory and shows no more
 _LOOKS = 64  # images a class that tell whether one of them was enlarged
 _NEARER = 0.5  # a generator's images are somewhat smooth too; enlarged ones are as smooth as that
 _FLAT = 1e-3  # grey levels; a picture of one colour has no fineness
@@ -180,12 +181,10 @@ def _fineness(image: Image.Image) -> float:
 
 
 def _enlarged(image: Image.Image, sizes: Sequence[tuple[int, int]], rng: np.random.Generator) -> Image.Image:
-    """The image, its proportions kept, as large as one drawn from `sizes`; one that is larger stays as it is."""
+    """The image, its proportions kept, as large as one drawn from `sizes`, at most by `_MOST`, and never smaller."""
     width, height = sizes[int(rng.integers(len(sizes)))]
-    scale, resample = (
-        max(width / image.width, height / image.height),
-        _FILTERS[int(rng.integers(len(_FILTERS)))],
-    )
+    scale = min(_MOST, max(width / image.width, height / image.height))
+    resample = _FILTERS[int(rng.integers(len(_FILTERS)))]
     if scale <= 1:
         return image
     return image.resize((round(image.width * scale), round(image.height * scale)), resample)
