@@ -313,8 +313,8 @@ CAUSES: list[Cause] = [
         fix=plain_fix(
             "Skip the distillation, or fine-tune the teacher on this data first.",
             SKIP_TEACHER,
-            "to keep the distillation: diag finetune-teacher YOUR.yaml, then run YOUR.yaml, its weights as they were, "
-            "with teacher.weights: finetuned",
+            "to keep the distillation instead: diag finetune-teacher YOUR.yaml, then diag run YOUR.yaml "
+            "--set teacher.weights=finetuned",
         ),
         yields_to=(*UNHEARD_TEACHER, "teacher_preprocessing", "teacher_inverted"),
     ),
