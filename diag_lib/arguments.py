@@ -150,14 +150,16 @@ def verdict_lines(folder: RunFolder) -> Iterator[str]:
         yield "  " + one_line(f"{number}. {cause.get('id')} ({cause.get('status')}): {told}")
 
 
-def finding_lines(folder: RunFolder, steps: Sequence[str]) -> Iterator[str]:
-    """A line for each error and warning that these steps found, the errors first; for runs without a verdict."""
+def finding_lines(
+    folder: RunFolder, steps: Sequence[str], severities: Sequence[str] = ("error", "warning")
+) -> Iterator[str]:
+    """A line for each error and warning that these steps found, in the order of the severities."""
     found = [
         finding
         for step in steps
         for finding in mappings(folder.read_json(f"evidence/{step}.json"), "findings")
     ]
-    for severity in ("error", "warning"):
+    for severity in severities:
         for finding in found:
             if finding.get("severity") == severity:
                 yield one_line(f"{severity}: {finding.get('message', '')} ({finding.get('id')})")

@@ -397,14 +397,19 @@ def _run(
     trust_code: bool = False,
 ) -> int:
     _allow_code(trust_code)
-    from diag_lib.workbook.run import run_workbook
+    from diag_lib.workbook.run import FAIL_ON_REACHED, run_workbook
 
     folder = RunFolder(named_out(out) or default_out(settings))
     code = run_workbook(
         settings, folder.root, steps=steps, fresh=fresh, fail_on=fail_on, time_limit=time_limit
     )
-    for line in verdict_lines(folder) if "verdict" in steps else finding_lines(folder, steps):
+    judged = "verdict" in steps
+    for line in verdict_lines(folder) if judged else finding_lines(folder, steps):
         typer.echo(line)
+    if code == FAIL_ON_REACHED and judged:
+        severe = ("error",) if fail_on == "error" else ("error", "warning")
+        for line in finding_lines(folder, steps, severe):
+            typer.echo(f"--fail-on {fail_on}: {line}")
     typer.echo(f"Report: {short(folder.root / 'index.html')}")
     return code
 

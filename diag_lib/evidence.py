@@ -305,7 +305,12 @@ UNUSED_TEACHER = "this run does not use its teacher: alpha_distill is 0"
 def muted(findings: Sequence[Finding], because: str) -> list[Finding]:
     """The same findings as notes: what would be an error or a warning concerns nothing that this run does."""
     return [
-        dataclasses.replace(found, severity="note", message=f"{found.message.removesuffix('.')} ({because}).")
+        dataclasses.replace(
+            found,
+            severity="note",
+            message=f"{found.message.removesuffix('.')} ({because}).",
+            data={**found.data, "muted": True},
+        )
         if found.severity in ("warning", "error")
         else found
         for found in findings

@@ -44,7 +44,7 @@ def saved(image: Image.Image, format: str, **options: object) -> bytes:
 
 
 def as_pillow_reads(data: bytes) -> Ends:
-    """ "image" where this Pillow reads back what it wrote; Pillow 10.4 to 12.2 does not for every mode and format."""
+    """ "image" where this Pillow reads back what it wrote; Pillow 10.4 to 12.3 does not for every mode and format."""
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")

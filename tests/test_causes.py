@@ -179,6 +179,19 @@ def test_swapped_train_labels_show_without_a_teacher_that_knows(reached, held_ou
     assert isinstance(opinion, Suspicion) == suspect
 
 
+@pytest.mark.parametrize("cause", ["labels_inverted_train", "label_noise"])
+def test_a_teacher_that_knows_nothing_judges_no_labels(cause) -> None:
+    """A student that learns val's order from them does; without one the question does not arise."""
+    findings = (
+        found("teacher.auc", "no", (0.44, 0.50)),
+        found("teacher.auc_train", "undecided", (0.46, 0.55)),
+        found("baseline.train_below_val", "no", (-0.02, 0.02)),
+    )
+    taught = BY_ID[cause].screen(case(*findings, bce_only=0.97))
+    assert isinstance(taught, RuledOut) and "BCE-only AUC" in taught.because
+    assert BY_ID[cause].screen(case(*findings, bce_only=0.5)) is None
+
+
 def test_shuffled_labels_are_told_from_a_gap_between_train_and_val() -> None:
     shuffled = case(
         teacher(0.95, 0.99),

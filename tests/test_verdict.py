@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -419,6 +420,39 @@ def test_a_recommendation_leaves_the_history_of_the_failing_run_behind(tmp_path:
         written = tmp_path / "recommended.yaml"
         written.write_text(recommended_yaml(settings, replace(result, recommended=patch)))
         assert (load(written).history is not None) is kept
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_a_teacher_that_is_not_used_is_a_note(
+    noise_run: tuple[Settings, Path], tmp_path: Path
+) -> None:
+    settings, _ = noise_run
+    alone = {"training.distillation.alpha_distill": 0.0, "training.distillation.alpha_task": 1.0}
+    for alpha, severe in ((settings, True), (settings.with_overrides(alone), False)):
+        run = RunFolder(tmp_path / str(severe)).create()
+        found = teacher.run(alpha, run, progress=False).evidence.findings
+        found += logits.run(alpha, run, progress=False).evidence.findings
+        assert any(finding.severity in ("warning", "error") for finding in found) is severe
+        known = next(finding for finding in found if finding.id == "teacher.auc")
+        assert known.answer == "no" and ("does not use its teacher" in known.message) is not severe
+
+
+@pytest.mark.parametrize("first", ["lr_too_low", "leakage"])
+def test_a_repaired_student_that_clearly_works_leaves_no_cause_of_not_learning_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Unless something flatters its AUC; what the teacher may lack is another question."""
+    left_open = (verdict.Open("too_little_data", "few"), verdict.Open("teacher_preprocessing", "maybe"))
+    named = replace(_rival("lr_too_low", 0.97), id=first)
+    after = SimpleNamespace(auc=auc_of(0.97))
+    module = sys.modules["diag_lib.verdict.decide"]
+    monkeypatch.setattr(module, "examine", lambda *_: module.Examined((named,), left_open, ()))
+    monkeypatch.setattr(module, "behind", lambda *_: ([], []))
+    monkeypatch.setattr(module, "_all_fixes", lambda *_: ({"training": {"lr_s1": 0.5}}, after))
+    result = decide(Trials(Settings(), RunFolder(tmp_path), {}), missing=())
+    still = [item.id for item in result.undecided]
+    assert still == (["teacher_preprocessing"] if first == "lr_too_low" else [item.id for item in left_open])
+    assert [name for name, _ in result.ruled_out] == ([] if first == "leakage" else ["too_little_data"])
 
 
 def test_gates_follow_the_findings() -> None:

@@ -49,7 +49,8 @@ class Encoding:
 class AlikeDataset:
     """The derived dataset: its root, what was made equal, and which image came from which.
 
-    `enlarged`: one class's images are larger than the other's, and look as if they had been enlarged.
+    `enlarged`: one class's images are larger than the other's, and look as if they had been enlarged; False where
+    the other class has been enlarged to match.
     """
 
     root: Path
@@ -108,7 +109,7 @@ def write_alike(
             _save(_enlarged(image, large_sizes, rng) if enlarged else image, target, donor, crop)
         origin.append((target.relative_to(out).as_posix(), path))
     what = _describe(coarse, crop, donors, small if enlarge else None)
-    looks = small is not None and _looks_enlarged(frame, small, large_sizes, seed)
+    looks = small is not None and not enlarge and _looks_enlarged(frame, small, large_sizes, seed)
     return AlikeDataset(out, what, pd.DataFrame(origin, columns=["path", "original"]), looks)
 
 

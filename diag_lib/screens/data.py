@@ -122,9 +122,8 @@ def labels_inverted_train(case: Case) -> Suspicion | RuledOut | None:
     turned = _turned_round(case)
     if turned is not None:
         return turned
-    if (
-        case.teacher_useless is not False and not case.teacher_inverted
-    ):  # it cannot tell swapped labels from right ones
+    # A teacher that knows nothing cannot tell swapped labels from right ones.
+    if case.teacher_useless is not False and not case.teacher_inverted:
         return _labels_teach(case)
     return RuledOut(
         f"the teacher's AUC on train {interval_text(train)} is not the mirror of val {interval_text(val)}"

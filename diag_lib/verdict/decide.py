@@ -12,7 +12,7 @@ from diag_lib.training import ArmResult
 from diag_lib.verdict.gates import gates
 from diag_lib.verdict.judging import Trial, established, judge_all, strongest_rival
 from diag_lib.verdict.result import NamedCause, Open, VerdictResult
-from diag_lib.verdict.second_look import behind
+from diag_lib.verdict.second_look import STUDENTS_OWN, behind
 from diag_lib.verdict.second_seed import held_back
 from diag_lib.verdict.words import summary
 
@@ -20,7 +20,7 @@ GAIN_GROUPS = ("optimisation", "model", "loss")
 """Groups whose proofs are gains that mean nothing while the AUC is inflated."""
 
 
-NO_MATTER_ONCE_LEARNED = ("data", *GAIN_GROUPS[:2])
+NO_MATTER_ONCE_LEARNED = ("data", *STUDENTS_OWN)
 """Groups whose causes keep a student from learning: one that learns the same images so well has none of them."""
 
 

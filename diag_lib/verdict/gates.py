@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from diag_lib.evidence import UNUSED_TEACHER, Answer
+from diag_lib.evidence import Answer
 from diag_lib.screens import Case
 
 
@@ -39,7 +39,7 @@ def _gate(case: Case, question: str, finding_id: str, passes: Answer) -> Gate:
     found = case.finding(finding_id)
     if found is None:
         return Gate(question, "not asked", "its step has not run")
-    if UNUSED_TEACHER in found.message:
+    if found.data.get("muted"):
         return Gate(question, "not asked", "the teacher is not used")
     value = f"{found.value:.2f}" if found.value is not None else found.answer
     answer = (

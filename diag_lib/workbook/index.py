@@ -13,7 +13,7 @@ import yaml
 from markupsafe import Markup
 
 from diag_lib.display import SEVERITY_LOOK, asked, limit, meaning, number, sentence, with_interval
-from diag_lib.evidence import STEP_TITLES, STEPS, UNUSED_TEACHER, Finding, RunFolder, mappings
+from diag_lib.evidence import STEP_TITLES, STEPS, Finding, RunFolder, mappings
 from diag_lib.settings import Settings
 from diag_lib.statistics import SIGNIFICANT
 from diag_lib.workbook.bars import Row, bars, row
@@ -164,7 +164,7 @@ def _gates(findings: list[Finding]) -> list[dict[str, str]]:
     rows = []
     for question, finding_id, passes in GATES:
         found = known.get(finding_id)
-        if found is None or UNUSED_TEACHER in found.message:
+        if found is None or found.data.get("muted"):
             why = "" if found is None else "The teacher is not used."
             rows.append(
                 {"kind": "none", "state": "Not asked", "question": question, "message": why, "figures": ""}

@@ -106,10 +106,7 @@ def run_workbook(
     bad = any(run.state.steps[step].status in ("failed", "stopped", "not run") for step in chosen)
     if bad:
         return STEP_FAILED
-    reached = _reached(folder, chosen, fail_on) if fail_on else []
-    for line in reached:
-        run.say(line)
-    return FAIL_ON_REACHED if reached else DONE
+    return FAIL_ON_REACHED if fail_on and _reached(folder, chosen, fail_on) else DONE
 
 
 class _Run:
@@ -154,7 +151,7 @@ class _Run:
             held = load(self.folder.root / SETTINGS_FILE).dataset.root
             if held != self.settings.dataset.root:
                 self.say(
-                    f"{self.folder.root} holds a run on {held}, which is replaced; --out FOLDER keeps both"
+                    f"{self.folder.root} holds a run on {str(held)!r}, which is replaced; --out FOLDER keeps both"
                 )
 
     def source(self, step: str) -> Path:
@@ -374,18 +371,12 @@ def _chosen(steps: Sequence[str] | None) -> list[str]:
     return [step for step in STEPS if steps is None or step in steps]
 
 
-def _reached(folder: RunFolder, steps: Sequence[str], fail_on: str) -> list[str]:
-    """A line for each finding that is so severe."""
+def _reached(folder: RunFolder, steps: Sequence[str], fail_on: str) -> bool:
     if fail_on not in SEVERITIES:
         raise UserError(f"fail_on {fail_on!r} is not allowed; allowed: warning, error")
     severe = SEVERITIES[SEVERITIES.index(fail_on) :]
     evidence = [found for step in steps if (found := folder.read_evidence(step))]
-    return [
-        f"--fail-on {fail_on}: {finding.id}: {finding.message}"
-        for one in evidence
-        for finding in one.findings
-        if finding.severity in severe
-    ]
+    return any(finding.severity in severe for one in evidence for finding in one.findings)
 
 
 def _to_stderr(line: str) -> None:
